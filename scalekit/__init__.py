@@ -1,1 +1,30 @@
+"Prototype in a notebook, scale it, run the same bytes as a job that cannot lose work"
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+# Module -> the names that it gives to users. Each is imported at its first use, so `import scalekit` stays cheap
+# in every kernel and worker. No module has the name of one of them: importing it would put it in its place.
+_public = {
+    "core": "ScaleKitError",
+}
+_home = {name: module for module, names in _public.items() for name in names.split()}
+
+__all__ = ["__version__", *_home]
+
+if TYPE_CHECKING:  # the same names once more, for mypy and editors
+    from .core import ScaleKitError as ScaleKitError
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _home:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_home[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
