@@ -9,7 +9,8 @@ import pytest
 
 import scalekit
 
-heavy = {"dask", "distributed", "matplotlib", "nbformat", "numpy", "pandas", "papermill", "pyarrow", "pydantic", "rich", "torch"}
+heavy = {"dask", "distributed", "matplotlib", "nbformat", "numpy", "pandas", "papermill", "pyarrow"}
+heavy |= {"pydantic", "rich", "torch"}
 
 
 def _imported_by(code: str) -> set[str]:

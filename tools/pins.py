@@ -1,6 +1,6 @@
 """Write constraints.txt: the release that this environment has of everything that scalekit needs.
 
-What somebody installed by hand stays out, and so does a build's local label: `2.13.0+cpu` is pinned as `2.13.0`.
+What was installed by hand stays out, and so does a build's label: `2.13.0+cpu` is pinned as `2.13.0`.
 To move to newer releases: `.venv/bin/pip install --upgrade -e '.[dev]'`, `make test`, `make pins`.
 """
 
@@ -33,7 +33,8 @@ def main() -> None:
     found: dict[str, set[str]] = {}
     for root in ("scalekit[dev]", "pip"):
         walk(Requirement(root), found)
-    pins = [f"{name}=={Version(distribution(name).version).public}" for name in sorted({*found} - {"scalekit"})]
+    names = sorted(found.keys() - {"scalekit"})
+    pins = [f"{name}=={Version(distribution(name).version).public}" for name in names]
     target.write_text(header + "\n".join(pins) + "\n")
     print(f"{target.name}: {len(pins)} packages")
 
