@@ -5,17 +5,24 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Module -> the names that it gives to users. Each is imported at its first use, so `import scalekit` stays cheap
-# in every kernel and worker. No module has the name of one of them: importing it would put it in its place.
+# Module -> the names that it gives to users. Each is imported at its first use, so `import scalekit` stays
+# cheap in every kernel and worker. No module is called like one of them: it would take the name's place.
 _public = {
     "core": "ScaleKitError",
+    "config": "load_settings",
+    "template": "copy_template list_templates",
+    "store": "Store",
 }
 _home = {name: module for module, names in _public.items() for name in names.split()}
 
 __all__ = ["__version__", *_home]
 
 if TYPE_CHECKING:  # the same names once more, for mypy and editors
+    from .config import load_settings as load_settings
     from .core import ScaleKitError as ScaleKitError
+    from .store import Store as Store
+    from .template import copy_template as copy_template
+    from .template import list_templates as list_templates
 
 
 def __getattr__(name: str) -> Any:

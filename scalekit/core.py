@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #4cc8f13f
@@ -72,12 +72,12 @@ def sha256_file(
 # %% ../nbs/00_core.ipynb #1c2a6b62
 def utc_now() -> str:  # For example `"2026-05-01T12:00:00.000000Z"`
     "This moment as ISO 8601 text in UTC"
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def new_run_id() -> str:  # For example `"20260501-120000-123-9f2c"`
     "Name for a new run: sorts by time, is safe as a file name, and differs between processes"
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     return f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}-{secrets.token_hex(3)}"
 
 # %% ../nbs/00_core.ipynb #d05716c3
