@@ -306,12 +306,12 @@ def _serve(app: WireApp, inbox: _Inbox) -> None:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
-    async def start() -> None:
+    def begin() -> None:
         app.kernel.io_loop = IOLoop.current()
         loop.add_reader(inbox.wire, lambda: handle(inbox.read()))
         handle(inbox.waiting)
 
-    loop.run_until_complete(start())
+    loop.call_soon(begin)
     _run_loop(loop)
 
 
