@@ -82,6 +82,7 @@ class _Talk:
     outputs: Outputs
     live: LiveNotebook
     find_stop: Callable[[], str | None]  # State that somebody wants this run to end in
+    on_message: Callable[[dict], None]
     run_end: float | None  # Time at which the run must be over
     stop: tuple[str, str, str] | None = None  # State, error name and text, once the cell was told to stop
     _kill_at: float = 0.0
@@ -106,6 +107,7 @@ class _Talk:
                 idle = idle or (own and answer["content"]["execution_state"] == "idle")
             else:
                 self.outputs.take(answer)
+                self.on_message(answer)
                 self.live.note(cell=index, message=_without_buffers(answer))
         return reply
 
@@ -168,6 +170,7 @@ class Execution:
     limits: Limits = field(default_factory=Limits)
     find_stop: Callable[[], str | None] = lambda: None  # Asked 4 times a second: the state to end in, or `None`
     on_event: Callable[..., None] = lambda event, **fields: None  # Told about each cell
+    on_message: Callable[[dict], None] = lambda message: None  # Told what the kernel publishes
     real_sources: dict[int, str] = field(default_factory=dict)  # Source to run instead of the shown one, by cell index
     crash_report: Callable[[], str] = lambda: ""  # Python's last words, if it crashed
 
@@ -176,7 +179,7 @@ class Execution:
         start = monotonic()
         run_end = None if self.limits.run_timeout is None else start + self.limits.run_timeout
         outputs = Outputs(self.kernel.send)
-        self._talk = _Talk(self.kernel, self.limits, outputs, self.live, self.find_stop, run_end)
+        self._talk = _Talk(self.kernel, self.limits, outputs, self.live, self.find_stop, self.on_message, run_end)
         cells = [(i, cell) for i, cell in enumerate(self.notebook["cells"]) if _is_code(cell)]
         self.n_run, self._exit, state, failure = 0, False, "succeeded", None
         for index, cell in cells:
@@ -197,7 +200,7 @@ class Execution:
 
     def _run_cell(self, index: int, cell: dict) -> tuple[str, Failure | None]:
         self.n_run += 1
-        message = _request_execution(self.real_sources.get(index, cell["source"]))
+        message = _request("execute", code=self.real_sources.get(index, cell["source"]), **_EXECUTE)
         self._talk.outputs.expect(message["header"]["msg_id"], cell)
         self._set_mark(index, cell, _mark_running(cell))
         start = monotonic()
@@ -233,8 +236,12 @@ class Execution:
         return f"the kernel ended {how}. {self.crash_report()}".strip()
 
     def _describe(self, outputs: Outputs) -> None:
+        "Add to the notebook what only the kernel knows: the language, and the state of widgets"
         if widgets := outputs.widgets.describe():
             self.notebook["metadata"]["widgets"] = widgets
+        if self._talk.stop is None and not self.kernel.dead:
+            reply = self._talk.ask(_request("kernel_info"), 0, None)
+            self.notebook["metadata"]["language_info"] = reply["content"]["language_info"]
 
 # %% ../nbs/32d_engine.ipynb #ce125ba3
 def _is_fine(cell: dict, content: dict) -> bool:
@@ -251,9 +258,10 @@ def _is_code(cell: dict) -> bool:
     return cell["cell_type"] == "code" and bool(cell["source"].strip())
 
 
-def _request_execution(source: str) -> dict:
-    header = {"msg_id": uuid.uuid4().hex, "msg_type": "execute_request", "username": "", "session": "", "version": "5.4",
+_EXECUTE = {"silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False, "stop_on_error": False}
+
+
+def _request(kind: str, **content: Any) -> dict:
+    header = {"msg_id": uuid.uuid4().hex, "msg_type": f"{kind}_request", "username": "", "session": "", "version": "5.4",
               "date": utc_now()}  # fmt: skip
-    content = {"code": source, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False,
-               "stop_on_error": False}  # fmt: skip
     return {"header": header, "parent_header": {}, "metadata": {}, "content": content}
