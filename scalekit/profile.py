@@ -155,13 +155,21 @@ class Profile:
 
     @property
     def leaves_loopback(self) -> bool:
-        "Whether other machines could reach what this profile starts"
-        return not _is_loopback(self.host)
+        "Whether what its processes say to each other leaves this machine"
+        address = self.address and _ADDRESS.fullmatch(self.address)
+        return not _is_loopback(address[2] if address else self.host)
 
     @property
     def encrypted(self) -> bool:
         "Whether TLS protects what processes say to each other"
-        return (self.address or f"{self.protocol}://").startswith("tls://") or self.leaves_loopback
+        if self.address:
+            return self.address.startswith("tls://")
+        return self.protocol == "tls" or self.leaves_loopback
+
+    @property
+    def uses_ucx(self) -> bool:
+        "Whether workers may copy straight from GPU to GPU"
+        return self.protocol in ("ucx", "ucxx")
 
     def cost(
         self,
@@ -182,21 +190,21 @@ def _is_loopback(host):
 def _conflicts(profile) -> Iterator[str]:
     "Sentences on what contradicts itself in `profile`"
     p = profile
-    ucx = p.protocol in ("ucx", "ucxx")
+    on_gpus = p.rmm_pool_size or p.device_memory_limit or p.uses_ucx
     if (p.kind == "address") != (p.address is not None):
         yield f'kind = "address" and address go together, got kind = "{p.kind}" and address = {p.address!r}'
     if p.address and p.workers:
         yield f"a running cluster at {p.address} has the workers it has; leave workers out"
     if p.slots == "notebook" and p.threads > 1:
         yield f'a notebook slot has 1 thread, got threads = {p.threads}; raise workers, or say slots = "data"'
-    if p.slots == "notebook" and (p.rmm_pool_size or p.device_memory_limit or ucx):
+    if p.slots == "notebook" and on_gpus:
         yield (
             "rmm_pool_size, device_memory_limit and UCX would hold GPU memory that the notebook's kernel "
             'needs; leave them out, or say slots = "data"'
         )
-    if p.kind == "cpu" and (p.rmm_pool_size or p.device_memory_limit or ucx):
+    if p.kind == "cpu" and on_gpus:
         yield 'rmm_pool_size, device_memory_limit and UCX are for GPUs; leave them out or say kind = "gpu"'
-    if p.leaves_loopback and p.protocol not in (None, "tls"):
+    if not p.address and p.leaves_loopback and p.protocol not in (None, "tls"):
         yield (
             f'host = "{p.host}" leaves this machine, so protocol must be "tls", got "{p.protocol}"; '
             'leave protocol out, or say host = "127.0.0.1"'
