@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .bundle import Bundle
-from .events import StoreError, explain_os_error
+from .events import StoreError, promise
 from .index import Index, IndexLost, drop_rows, put_rows, select_notebooks, select_rows, select_sizes
 from .summary import summarize
 
@@ -63,6 +63,7 @@ class Catalog:
         folder: str | os.PathLike,  # The store's
     ) -> None:
         self.folder = Path(folder)
+        self._place = f"{self.folder}{os.sep}"
         self._index = Index(self.folder / ".index" / "runs.sqlite")
 
     def run_ids(self) -> list[str]:
@@ -80,9 +81,12 @@ class Catalog:
         def select(db: "Connection") -> list[dict[str, Any]]:
             self._refresh(db)
             named = _spellings(notebook, select_notebooks(db)) if notebook else None
-            return [self._placed(row) for row in select_rows(db, limit, notebook=named, **where)]
+            return select_rows(db, limit, notebook=named, **where)
 
-        return self._session(select) if self._names() else []
+        rows = self._session(select) if self._names() else []
+        for row in rows:
+            row["path"] = f"{self._place}{row['run_id']}"
+        return rows
 
     def put(self, bundle: Bundle) -> None:
         "Take over what one bundle says now"
@@ -121,16 +125,8 @@ class Catalog:
             put_rows(db, batch, force)
 
     def _names(self) -> list[str]:
-        try:
-            return os.listdir(self.folder)
-        except FileNotFoundError:  # no run was ever made here
-            return []
-        except OSError as error:
-            raise explain_os_error(error, f"the runs in {self.folder} can't be listed") from error
-
-    def _placed(self, row: dict[str, Any]) -> dict[str, Any]:
-        row["path"] = f"{self.folder}/{row['run_id']}"
-        return row
+        with promise(f"the runs in {self.folder} can't be listed"):
+            return os.listdir(self.folder) if self.folder.exists() else []
 
     def _session(self, work: "Callable[[Connection], _T]") -> "_T":
         import sqlite3

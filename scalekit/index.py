@@ -7,6 +7,7 @@ __all__ = ['put_rows', 'drop_rows', 'select_rows', 'select_sizes', 'select_noteb
 
 # %% ../nbs/21f_index.ipynb #0e4c9d64
 import fcntl
+import gc
 import os
 import threading
 import warnings
@@ -45,11 +46,12 @@ def _unescape_mount(name: str) -> str:
 
 # %% ../nbs/21f_index.ipynb #3b8a6287
 _SCHEMA = 1  # Another number in the file: it is made anew
-_SEARCHED = ("state", "sealed", "sweep", "notebook", "started", "fingerprint")
+_SEARCHED = ("state", "sweep", "notebook", "started", "fingerprint", "sealed")
 _COLUMNS = f"run_id TEXT PRIMARY KEY, size INTEGER, row TEXT, {', '.join(_SEARCHED)}"
 _TABLE = [
     f"CREATE TABLE runs ({_COLUMNS}) WITHOUT ROWID",
-    *(f"CREATE INDEX by_{name} ON runs ({name}, run_id)" for name in _SEARCHED),
+    "CREATE INDEX by_state ON runs (state, run_id)",
+    *(f"CREATE INDEX by_{name} ON runs ({name}, state, run_id, size)" for name in _SEARCHED[1:]),
     f"PRAGMA user_version = {_SCHEMA}",
 ]
 _PUT = f"""INSERT INTO runs VALUES (?, ?, ?{", ?" * len(_SEARCHED)})
@@ -89,7 +91,8 @@ def select_rows(
     clause, values = _where(where)
     sql = f"SELECT row FROM runs{clause} ORDER BY run_id DESC LIMIT ?"
     texts = [text for (text,) in db.execute(sql, [*values, -1 if limit is None else limit])]
-    return load_json(f"[{','.join(texts)}]")
+    with _no_collection():
+        return load_json(f"[{','.join(texts)}]")
 
 
 def select_sizes(
@@ -116,6 +119,19 @@ def _where(columns: dict[str, Any]) -> tuple[str, list[Any]]:
     )
     values = [dump_json(value) if isinstance(value, tuple) else value for value in wanted.values()]
     return f" WHERE {tests}" if tests else "", values
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    "Many new dicts would set the garbage collector off, which then looks through all of torch and pandas"
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager

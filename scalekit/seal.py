@@ -45,8 +45,9 @@ def write_seal(
 ) -> Path:  # The seal
     "Flush every file, then write their checksums"
     root = Path(folder)
-    lines = [_sum_line(name, _read_to_disk(root / name)) for name in list_files(root)]
-    for inner, _, _ in os.walk(root):
+    names = list_files(root)
+    lines = [_sum_line(name, _read_to_disk(root / name)) for name in names]
+    for inner in {(root / name).parent for name in names} - {root}:  # the root follows with the seal
         sync_folder(inner)
     return write_atomic(root / SEAL, b"".join(lines))
 

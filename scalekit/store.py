@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .bundle import Bundle, create_bundle, name_notebook
 from .catalog import Catalog
 from .core import new_run_id, utc_now
-from .events import StoreError, explain_os_error
+from .events import StoreError, promise
 from .lease import Lease, disk_clock, why_lost
 from .seal import LEASE
 from .summary import ENDED, WrongState, fingerprint
@@ -95,11 +95,9 @@ class Store:
         "Make a run's bundle; raises `StoreError` if the disk does not let it"
         run_id = new_run_id()
         full = _complete(asked, run_id, self.project)
-        try:
+        with promise(f"run {run_id} can't be created"):
             self.folder.mkdir(parents=True, exist_ok=True)
             bundle = create_bundle(self.folder / run_id, full, owner)
-        except OSError as error:
-            raise explain_os_error(error, f"run {run_id} can't be created") from error
         self.index(bundle)
         return bundle
 
@@ -158,23 +156,19 @@ class Store:
 
     def lease(self) -> Lease:
         "One heartbeat for all runs that this process queues: `with store.lease() as owner: …`"
-        try:
+        with promise(f"runs can't be queued in {self.folder}"):
             (self.folder / _LEASES).mkdir(parents=True, exist_ok=True)
             return Lease(self.folder / _LEASES / new_run_id())
-        except OSError as error:
-            raise explain_os_error(error, f"runs can't be queued in {self.folder}") from error
 
     def reap(self) -> list[str]:  # Ids of the runs that are failed now
         "End unfinished runs whose process is gone; whoever may be alive is left alone"
         if not self.folder.is_dir():
             return []
-        try:
+        with promise(f"lost runs in {self.folder} can't be ended"):
             now = disk_clock(self.folder)
             open_runs = [Bundle(row["path"]) for row in self._catalog.list_rows(sealed=False)]
             lost = [bundle.run_id for bundle in open_runs if self._end_if_lost(bundle, now)]
             _remove_leftovers(self.folder, now)
-        except OSError as error:
-            raise explain_os_error(error, f"lost runs in {self.folder} can't be ended") from error
         return lost
 
     def _end_if_lost(self, bundle: Bundle, now: float) -> bool:
@@ -199,9 +193,9 @@ _KEPT = 3600.0  # Nobody takes an hour to make a bundle [s]
 
 def _remove_leftovers(folder: Path, now: float) -> None:
     "What killed processes left: half a bundle, or a lease"
-    for path in folder.iterdir():
-        if _LEFTOVER.fullmatch(path.name) and now - path.stat().st_mtime > _KEPT:
-            shutil.rmtree(path, ignore_errors=True)  # another process does the same
+    for name in filter(_LEFTOVER.fullmatch, os.listdir(folder)):
+        if now - (folder / name).stat().st_mtime > _KEPT:
+            shutil.rmtree(folder / name)
     for lease in (folder / _LEASES).glob("*"):
         if why_lost(lease, now):
             lease.unlink(missing_ok=True)
