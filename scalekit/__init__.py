@@ -12,12 +12,25 @@ _public = {
     "config": "load_settings",
     "template": "copy_template list_templates",
     "store": "Store",
+    "context": "log record artifact current_run",
+    "runner": "Run RunFailed run runs",
+    "sweeps": "Sweep sweep",
 }
 _home = {name: module for module, names in _public.items() for name in names.split()}
 
 __all__ = ["__version__", *_home]
 
 if TYPE_CHECKING:  # the same names once more, for mypy and editors
+    from .context import artifact as artifact
+    from .context import current_run as current_run
+    from .context import log as log
+    from .context import record as record
+    from .runner import Run as Run
+    from .runner import RunFailed as RunFailed
+    from .runner import run as run
+    from .runner import runs as runs
+    from .sweeps import Sweep as Sweep
+    from .sweeps import sweep as sweep
     from .config import load_settings as load_settings
     from .core import ScaleKitError as ScaleKitError
     from .store import Store as Store

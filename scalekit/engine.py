@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from .core import human_seconds, utc_now
 from .live import LiveNotebook
-from .notebook import get_tags
 from .outputs import Outputs, join_streams
+from .typed.source import find_tags
 
 # %% ../nbs/32d_engine.ipynb #93176d23
 class Kernel(Protocol):
@@ -183,7 +183,7 @@ class Execution:
         cells = [(i, cell) for i, cell in enumerate(self.notebook["cells"]) if _is_code(cell)]
         self.n_run, self._exit, state, failure = 0, False, "succeeded", None
         for index, cell in cells:
-            if self._exit or set(self.limits.skip_tags) & set(get_tags(cell)):
+            if self._exit or set(self.limits.skip_tags) & set(find_tags(cell)):
                 self._set_mark(index, cell, {"status": "skipped"})
             elif failure is None:
                 state, failure = self._run_cell(index, cell)
@@ -245,7 +245,7 @@ class Execution:
 
 # %% ../nbs/32d_engine.ipynb #ce125ba3
 def _is_fine(cell: dict, content: dict) -> bool:
-    return content["status"] != "error" or "raises-exception" in get_tags(cell)
+    return content["status"] != "error" or "raises-exception" in find_tags(cell)
 
 
 def _wants_exit(content: dict) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from .bundle import redact
 from .core import ScaleKitError
 from .notebook import read_notebook, save_notebook
 from .outputs import Outputs, join_streams
@@ -76,10 +77,8 @@ class LiveNotebook:
 
     def _append(self) -> None:
         text = "".join(json.dumps(news, default=repr) + "\n" for news in self._news)
-        for secret in self.secrets:
-            text = text.replace(json.dumps(secret)[1:-1], "**********")
         with open(find_journal(self.path), "a") as journal:
-            journal.write(text)
+            journal.write(redact(text, self.secrets))
         self._news = []
 
     def finish(self) -> None:
