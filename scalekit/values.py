@@ -246,6 +246,10 @@ def to_text(
         return MASK
     if isinstance(value, str | PurePath | Decimal | Fraction | UUID) or type(value) is float:
         return str(value)
+    if type(value).__module__ == "pydantic.networks":
+        return str(value)
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return to_text(value.tolist()) if value.shape else str(value)  # type: ignore[attr-defined]
     if isinstance(value, Enum):
         return value.name or str(value.value)
     if isinstance(value, date | time):

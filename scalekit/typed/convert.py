@@ -85,13 +85,13 @@ def convert(
         readings = list(_readings(kind, value))
     else:
         readings = [value if kind is Any or _holds_numpy(kind) else unwrap(value)]
-    errors: list[Any] = []
+    reasons: list[tuple[Any, dict[str, Any]]] = []
     for reading in readings:
         try:
             return _checker(kind).validate_python(reading, strict=True, context=door)
         except ValidationError as error:
-            errors += error.errors(include_url=False)
-    raise _explain(kind, value, errors)
+            reasons += [(reading, dict(reason)) for reason in error.errors(include_url=False)]
+    raise _explain(kind, value, reasons)
 
 
 def _holds_numpy(kind: Any) -> bool:
@@ -137,21 +137,29 @@ def _is_about_type(error: dict[str, Any]) -> bool:
     return error["type"].endswith("_type") or error["type"] == "is_instance_of"
 
 
-def _explain(kind: Any, value: Any, errors: list[dict[str, Any]]) -> BadValue:
-    error = next((error for error in errors if not _is_about_type(error)), errors[0])
-    path = _find_path(value, error["loc"])
+def _find_phrase(error: dict[str, Any]) -> str:
+    "What would be right, where the error is not about a type"
     name = error["type"].removeprefix("string_").removeprefix("bytes_")
-    phrase = PHRASES.get(error["type"]) or PHRASES.get(name)
+    phrase = PHRASES.get(error["type"]) or PHRASES.get(name, "")
+    context = error.get("ctx", {}).items()
+    return phrase.format(**{key: f"{item:g}" if type(item) is float else item for key, item in context})
+
+# %% ../../nbs/20g_typed.convert.ipynb #0610c882
+def _explain(kind: Any, value: Any, reasons: list[tuple[Any, dict[str, Any]]]) -> BadValue:
+    "The most telling of pydantic's reasons, each with the reading of `value` that it is about"
+    telling = (reason for reason in reasons if not _is_about_type(reason[1]))
+    deepest = max(reasons, key=lambda reason: len(reason[1]["loc"]))
+    reading, error = next(telling, deepest)
+    path, phrase, problem = _find_path(reading, error["loc"]), _find_phrase(error), error["type"]
+    if problem in ("missing", "too_short", "too_long") and not path and not find_bounds(kind):
+        return BadValue(describe_type(kind), value)  # a tuple of another length
     if phrase:
-        context = {key: f"{item:g}" if type(item) is float else item for key, item in error["ctx"].items()}
-        return BadValue(phrase.format(**context), error["input"], path)
+        return BadValue(phrase, error["input"], path)
     got = error["input"] if path else value
     if not _is_about_type(error):
         return BadValue(f"{describe_type(kind)} ({error['msg'].lower()})", got, path)
-    if not path:
-        return BadValue(describe_type(kind), got)
-    word = error["type"].removesuffix("_type")
-    return BadValue(error.get("ctx", {}).get("class") or TYPE_WORDS.get(word, word), got, path)
+    word = error.get("ctx", {}).get("class") or problem.removesuffix("_type")
+    return BadValue(TYPE_WORDS.get(word, word) if path else describe_type(kind), got, path)
 
 
 def _find_path(value: Any, location: tuple[Any, ...]) -> str:

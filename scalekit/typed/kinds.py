@@ -32,6 +32,8 @@ def describe_type(
     if kind in (None, type(None), ...):
         return "..." if kind is ... else "None"
     name = getattr(origin or kind, "__name__", None) or str(kind)
+    if getattr(origin or kind, "__module__", "") == "numpy":
+        return f"numpy.{name}"
     return f"{name}[{', '.join(map(describe_type, args))}]" if args else name
 
 # %% ../../nbs/20e_typed.kinds.ipynb #3a58883c

@@ -94,7 +94,8 @@ def _restore_choice(options: tuple[Any, ...], value: Any, door: Door) -> Any:
 
 def _one_of(options: Iterable[Any]) -> str:
     words = [to_text(option) if isinstance(option, Enum) else repr(option) for option in options]
-    return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
+    some = words if len(words) <= 20 else [*words[:10], f"... ({len(words)} in all)"]
+    return words[0] if len(words) == 1 else f"one of {', '.join(some)}"
 
 # %% ../../nbs/20f_typed.restore.ipynb #ae0d061c
 CONTAINERS = (list, tuple, set, frozenset)

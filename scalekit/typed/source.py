@@ -43,13 +43,13 @@ class Notebook:
 # %% ../../nbs/20h_typed.source.ipynb #5d9359b4
 def load_notebook(
     notebook: str | os.PathLike | Mapping[str, Any],  # A path, or the parsed JSON (an nbformat node is one)
+    name: str = "",  # What errors call it; by default the file's name
+    folder: str | os.PathLike = "",  # Where its own modules lie; by default the file's folder
 ) -> Notebook:
     "The notebook in memory; raises `BadNotebook` with the reason in one sentence"
-    if isinstance(notebook, Mapping):
-        name, folder, content = "notebook", Path.cwd(), notebook
-    else:
-        path = Path(notebook)
-        name, folder, content = path.name, path.absolute().parent, _read_json(path)
+    path = Path("notebook") if isinstance(notebook, Mapping) else Path(notebook)
+    content = notebook if isinstance(notebook, Mapping) else _read_json(path)
+    name, folder = name or path.name, Path(folder or path.parent).absolute()
     if isinstance(content, Mapping) and "worksheets" in content:
         mend = f"jupyter nbconvert --to notebook --inplace {name}"
         raise BadNotebook(f"{name} has the old format 3. Run: {mend}")

@@ -40,7 +40,9 @@ def follow(
                 )
         case ast.ImportFrom(module=module, names=names, level=level):
             origin = _absolute(module or "", level, package)
-            scope.names.update({alias.asname or alias.name: Imported(origin, alias.name) for alias in names})
+            for alias in names:
+                bound = [alias.name] if alias.name != "*" else _public_names(origin, scope)
+                scope.names.update({alias.asname or name: Imported(origin, name) for name in bound})
         case ast.ClassDef(name=name):
             scope.names[name] = _read_class(statement, scope)
         case ast.Assign(targets=targets, value=value):
@@ -60,6 +62,12 @@ def _absolute(module: str, level: int, package: str) -> str:
     "Full name of the module in `from ..module import x`"
     parents = package.split(".")[: len(package.split(".")) - level + 1] if level else []
     return ".".join([*parents, *([module] if module else [])])
+
+def _public_names(module: str, scope: Scope) -> list[str]:
+    "What `from module import *` binds"
+    found = scope.follow_import(Imported(module))
+    names = found.names if isinstance(found, Scope) else getattr(found, "__all__", ())
+    return [name for name in names if not name.startswith("_")]
 
 # %% ../../nbs/20d_typed.static.ipynb #ebb445e8
 def _value_or_unknown(node: ast.expr, scope: Scope) -> Any:
