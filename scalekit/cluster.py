@@ -73,9 +73,7 @@ class Cluster:
     @property
     def slots(self) -> list[Slot]:
         "Places for notebooks, of the workers that live now"
-        alive = [address for address, info in self._workers().items() if info["status"] == "running"]
-        self._owned |= ask_workers(self.client, [address for address in alive if address not in self._owned])
-        return make_slots({address: self._owned[address] for address in alive if address in self._owned})
+        return make_slots(self._ask(self._workers()))
 
     @property
     def n_slots(self) -> int:
@@ -91,7 +89,9 @@ class Cluster:
 
     def usage(self) -> list[WorkerUsage]:
         "How busy each worker is"
-        return [read_usage(address, info) for address, info in self._workers().items()]
+        workers = self._workers()
+        owned = self._ask(workers)
+        return [read_usage(address, workers[address]["metrics"], owned[address]["gpus"]) for address in owned]
 
     def scale(
         self,
@@ -110,7 +110,16 @@ class Cluster:
             self._local.close()
 
     def _workers(self):
-        return self.client.scheduler_info(n_workers=-1)["workers"]
+        "What the scheduler knows about workers that live, by address, in the order of their names"
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        alive = {address: info for address, info in workers.items() if info["status"] == "running"}
+        return dict(sorted(alive.items(), key=lambda item: (len(str(item[1]["name"])), str(item[1]["name"]))))
+
+    def _ask(self, addresses):
+        "What each worker owns, asked once"
+        new = [address for address in addresses if address not in self._owned]
+        self._owned |= ask_workers(self.client, new)
+        return {address: self._owned[address] for address in addresses if address in self._owned}
 
     def __enter__(self) -> "Cluster":
         return self
@@ -137,17 +146,17 @@ def _show(cluster) -> str:
     dashboard = f'<a href="{link}" target="_blank">dashboard</a>' if link else ""
     usage = cluster.usage()
     heads = ["worker", "tasks", "CPU", "memory"]
-    heads += ["GPU", "GPU use", "GPU memory"] * any(row.gpu for row in usage)
-    rows = [_row("th", heads), *(_row("td", _usage_words(row)) for row in usage)]
+    heads += ["GPU", "GPU use", "GPU memory"] * any(row.gpus for row in usage)
+    rows = [_row("th", heads), *(_row("td", _words(row)) for row in usage)]
     return f"<p>{html.escape(repr(cluster))} {dashboard}</p><table>{''.join(rows)}</table>"
 
 
-def _usage_words(row: WorkerUsage):
-    words = [row.name, str(row.n_tasks), f"{row.cpu:.0f} %", human_bytes(row.memory)]
-    if row.gpu:
+def _words(row: WorkerUsage):
+    words = [row.worker, str(row.n_tasks), f"{row.cpu:.0f} %", human_bytes(row.memory)]
+    if row.gpus:
         busy = "" if row.gpu_utilization is None else f"{row.gpu_utilization} %"
         memory = "" if row.gpu_memory is None else human_bytes(row.gpu_memory)
-        words += [row.gpu, busy, memory]
+        words += [", ".join(row.gpus), busy, memory]
     return words
 
 

@@ -76,31 +76,29 @@ def make_slots(
 class WorkerUsage:
     "How much of a worker's share is in use now"
 
-    worker: str  # Address
-    name: str  # On a GPU cluster of ours the GPU's word in CUDA_VISIBLE_DEVICES
-    n_tasks: int  # Running or waiting there
+    worker: str  # Address of the Dask worker
+    gpus: tuple[str, ...]  # What it owns, by words for CUDA_VISIBLE_DEVICES
+    n_tasks: int  # Running there or waiting for it
     cpu: float  # Share of one core [%]
     memory: int  # Of the worker process [bytes]; the kernel of a notebook is a process of its own
-    gpu: str | None  # Its model; None without a GPU
-    gpu_utilization: int | None  # Share of the last moment in which a kernel ran [%]; None for MIG
+    gpu_utilization: int | None  # Share of the last moment with a kernel on it [%]; None for MIG
     gpu_memory: int | None  # In use by all processes [bytes]
     gpu_memory_total: int | None  # [bytes]
 
 
 def read_usage(
-    address: str,
-    info: dict,  # What the scheduler knows about the worker there
+    address: str,  # Of the worker
+    metrics: dict,  # What it reported last
+    gpus: tuple[str, ...],  # What it owns
 ) -> WorkerUsage:
-    "What a worker last reported"
-    metrics, gpu = info["metrics"], info.get("gpu", {})
+    "What a worker reported, by our names; GPUs that it only sees don't count"
     return WorkerUsage(
         worker=address,
-        name=str(info["name"]),
+        gpus=gpus,
         n_tasks=sum(metrics["task_counts"].values()),
         cpu=metrics["cpu"],
         memory=metrics["memory"],
-        gpu=gpu.get("name"),
-        gpu_utilization=metrics.get("gpu", {}).get("utilization"),
-        gpu_memory=metrics.get("gpu", {}).get("memory-used"),
-        gpu_memory_total=gpu.get("memory-total"),
+        gpu_utilization=metrics.get("gpu_utilization") if gpus else None,
+        gpu_memory=metrics.get("gpu_memory_used") if gpus else None,
+        gpu_memory_total=metrics.get("gpu-memory-total") if gpus else None,
     )

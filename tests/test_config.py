@@ -1,4 +1,5 @@
 """scalekit.toml and the environment: what wins, and what a mistake is told."""
+
 import re
 import subprocess
 import sys
@@ -81,22 +82,34 @@ def test_an_address_needs_no_profile(tmp_path):
         assert settings.get_profile(address) == Profile(address, kind="address", address=address)
 
 
-@pytest.mark.parametrize("text, sentence", [
-    ('proflie = "cpu"', r"unknown key 'proflie'. Did you mean 'profile'\?"),
-    ("[profiles.p]\nworker = 2", r"profile 'p': unknown key 'worker'. Did you mean 'workers'\?"),
-    ("[profiles.p]\nname = 'q'", "profile 'p': unknown key 'name'"),
-    ("[profiles.p]\nworkers = 'two'", "workers must be a whole number .* got 'two'. For example: workers = 4"),
-    ("[profiles.p]\nworkers = true", "workers must be .* got True"),
-    ("[profiles.p]\nworkers = 2.0", "workers must be .* got 2.0"),
-    ("[profiles.p]\nmemory_limit = '8 gigs'", "memory_limit must be bytes, .* got '8 gigs'"),
-    ("[profiles.p]\nprice_per_hour = nan", "price_per_hour must be money"),
-    ("[profiles.p]\nkind = ['cpu']", r"kind must be one of .* got \['cpu'\]"),
-    ("[profiles.p]\naddress = '10.0.0.5'", "address must be .* got '10.0.0.5'. For example: address = \"tcp://"),
-    ("[profiles]\np = 2", "profiles must be tables"),
-    ("linger = -1", "linger must be a number of seconds, at least 0, got -1"),
-    ("preload = 'numpy'", r"preload must be a list of module names, got 'numpy'. For example: preload = \["),
-    ("profile = cpu", "this is no TOML: Invalid value .at line 1"),
-])
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ('proflie = "cpu"', r"unknown key 'proflie'. Did you mean 'profile'\?"),
+        ("[profiles.p]\nworker = 2", r"profile 'p': unknown key 'worker'. Did you mean 'workers'\?"),
+        ("[profiles.p]\nname = 'q'", "profile 'p': unknown key 'name'"),
+        (
+            "[profiles.p]\nworkers = 'two'",
+            "workers must be a whole number .* got 'two'. For example: workers = 4",
+        ),
+        ("[profiles.p]\nworkers = true", "workers must be .* got True"),
+        ("[profiles.p]\nworkers = 2.0", "workers must be .* got 2.0"),
+        ("[profiles.p]\nmemory_limit = '8 gigs'", "memory_limit must be bytes, .* got '8 gigs'"),
+        ("[profiles.p]\nprice_per_hour = nan", "price_per_hour must be money"),
+        ("[profiles.p]\nkind = ['cpu']", r"kind must be one of .* got \['cpu'\]"),
+        (
+            "[profiles.p]\naddress = '10.0.0.5'",
+            "address must be .* got '10.0.0.5'. For example: address = \"tcp://",
+        ),
+        ("[profiles]\np = 2", "profiles must be tables"),
+        ("linger = -1", "linger must be a number of seconds, at least 0, got -1"),
+        (
+            "preload = 'numpy'",
+            r"preload must be a list of module names, got 'numpy'. For example: preload = \[",
+        ),
+        ("profile = cpu", "this is no TOML: Invalid value .at line 1"),
+    ],
+)
 def test_a_mistake_in_the_file_names_file_key_value_and_way_out(write, tmp_path, text, sentence):
     with pytest.raises(ConfigError, match=sentence) as caught:
         write(text)
@@ -104,18 +117,21 @@ def test_a_mistake_in_the_file_names_file_key_value_and_way_out(write, tmp_path,
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text, sentence", [
-    ("address = 'tcp://a:1'\nkind = 'cpu'", "kind = \"address\" and address go together"),
-    ("kind = 'address'", "kind = \"address\" and address go together"),
-    ("address = 'tcp://a:1'\nworkers = 2", "leave workers out"),
-    ("threads = 2", "a notebook slot has 1 thread"),
-    ("rmm_pool_size = 0.5", "say slots = \"data\""),
-    ("protocol = 'ucx'", "say slots = \"data\""),
-    ("kind = 'cpu'\nslots = 'data'\ndevice_memory_limit = '1 GiB'", "are for GPUs"),
-    ("host = '0.0.0.0'\nprotocol = 'tcp'", 'protocol must be "tls", got "tcp"'),
-    ("host = 'node7'\nprotocol = 'ucx'\nslots = 'data'", 'protocol must be "tls", got "ucx"'),
-    ("tls_ca = 'ca.pem'", "give all three or none"),
-])
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("address = 'tcp://a:1'\nkind = 'cpu'", 'kind = "address" and address go together'),
+        ("kind = 'address'", 'kind = "address" and address go together'),
+        ("address = 'tcp://a:1'\nworkers = 2", "leave workers out"),
+        ("threads = 2", "a notebook slot has 1 thread"),
+        ("rmm_pool_size = 0.5", 'say slots = "data"'),
+        ("protocol = 'ucx'", 'say slots = "data"'),
+        ("kind = 'cpu'\nslots = 'data'\ndevice_memory_limit = '1 GiB'", "are for GPUs"),
+        ("host = '0.0.0.0'\nprotocol = 'tcp'", 'protocol must be "tls", got "tcp"'),
+        ("host = 'node7'\nprotocol = 'ucx'\nslots = 'data'", 'protocol must be "tls", got "ucx"'),
+        ("tls_ca = 'ca.pem'", "give all three or none"),
+    ],
+)
 def test_values_that_contradict_each_other_are_refused(write, text, sentence):
     with pytest.raises(ConfigError, match=sentence):
         write(f"[profiles.p]\n{text}")
@@ -138,13 +154,24 @@ def test_an_unknown_profile_is_led_to_the_right_one(write):
 
 
 def test_only_loopback_goes_without_tls():
-    hosts = {"127.0.0.1": False, "127.9.9.9": False, "::1": False, "[::1]": False, "localhost": False,
-             "0.0.0.0": True, "::": True, "10.0.0.5": True, "localhost.example.org": True}
+    hosts = {
+        "127.0.0.1": False,
+        "127.9.9.9": False,
+        "::1": False,
+        "[::1]": False,
+        "localhost": False,
+        "0.0.0.0": True,
+        "::": True,
+        "10.0.0.5": True,
+        "localhost.example.org": True,
+    }
     assert {host: Profile(host=host).encrypted for host in hosts} == hosts
     assert Profile(protocol="tls").encrypted
 
 
 def test_settings_load_no_heavy_library():
-    code = "import sys, scalekit.config; print(sorted({'dask', 'numpy', 'torch', 'pynvml'} & set(sys.modules)))"
+    code = (
+        "import sys, scalekit.config; print(sorted({'dask', 'numpy', 'torch', 'pynvml'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
