@@ -103,6 +103,10 @@ class Catalog:
 
         return self._session(rebuild)
 
+    def close(self) -> None:
+        "Let go of the index's file; the next use opens it again"
+        self._index.close()
+
     def _refresh(self, db: "Connection") -> None:
         known, found = select_sizes(db), self._names()
         if gone := known.keys() - set(found):
@@ -145,7 +149,7 @@ class Catalog:
 # %% ../nbs/21g_catalog.ipynb #7e7dd9f6
 _T = TypeVar("_T")
 _RUN_ID = re.compile(r"\d{8}-\d{6}-\d{3}-[0-9a-f]{6}")
-_RENEWALS = 5
+_RENEWALS = 20  # Somebody may be deleting the index again and again
 _BATCH = 500  # Rows in one transaction: other processes get their turn in between
 
 

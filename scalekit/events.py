@@ -146,17 +146,17 @@ def parse_events(
     "Events in `data`; half lines and empty ones are passed over"
     lines = [line for line in data.split(b"\n") if line]
     try:
-        return load_json(b"[" + b",".join(lines) + b"]")
+        events = load_json(b"[" + b",".join(lines) + b"]")
     except ValueError:
-        return [event for line in lines if (event := _parse_line(line)) is not None]
+        events = [_parse_line(line) for line in lines]
+    return [event for event in events if isinstance(event, dict)]
 
 
-def _parse_line(line: bytes) -> dict[str, Any] | None:
+def _parse_line(line: bytes) -> Any:
     try:
-        event = load_json(line)
+        return load_json(line)
     except ValueError:  # half a line: see above why it is passed over
         return None
-    return event if isinstance(event, dict) else None
 
 # %% ../nbs/21a_events.ipynb #71290f4f
 def last_event(
@@ -171,7 +171,7 @@ def last_event(
     while at >= 0:
         start, end = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at)
         event = _parse_line(data[start:end] if end >= 0 else b"")
-        if event is not None and event.get("event") == kind:  # and not a value that looks like one
+        if isinstance(event, dict) and event.get("event") == kind:  # and not a value that looks like one
             return event
         at = data.rfind(mark, 0, at)
     return None

@@ -10,6 +10,7 @@ import fcntl
 import gc
 import os
 import threading
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -168,10 +169,16 @@ class Index:
             try:
                 yield self._connection()
             except sqlite3.DatabaseError as error:
-                if not _is_lost(error):
+                if not (_is_damaged(error) or _is_gone(error)):
                     raise
-                self._discard(damaged=error.sqlite_errorcode != sqlite3.SQLITE_READONLY_DBMOVED)
+                self._discard(damaged=_is_damaged(error))
                 raise IndexLost(f"{self.path}: {error}") from error
+
+    def close(self) -> None:
+        "Let go of the file; the next session opens it again"
+        with self._turn:
+            if self._pid == os.getpid():
+                self._discard()
 
     def _forget(self) -> None:
         _INHERITED.append(self._db)
@@ -196,6 +203,7 @@ class Index:
 # %% ../nbs/21f_index.ipynb #9c72af3d
 _INHERITED: list["Connection | None"] = []  # A fork must neither use nor close its parent's connection
 _PATIENCE = 30.0  # Waiting for other processes' writes [s]
+_ATTEMPTS = 10  # To open
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -206,12 +214,22 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _is_lost(error: Any) -> bool:
+def _is_damaged(error: Any) -> bool:
     import sqlite3
 
-    code = getattr(error, "sqlite_errorcode", None) or 0  # the low byte is the kind
-    damaged = code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-    return damaged or code == sqlite3.SQLITE_READONLY_DBMOVED
+    return _code(error) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # the low byte is the kind
+
+
+def _is_gone(error: Any) -> bool:
+    "Whether the file, or its log beside it, was deleted under the connection"
+    import sqlite3
+
+    lost = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+    return _code(error) == sqlite3.SQLITE_READONLY_DBMOVED or _code(error) & 0xFF in lost
+
+
+def _code(error: Any) -> int:
+    return getattr(error, "sqlite_errorcode", None) or 0
 
 
 def _delete(path: Path) -> None:
@@ -222,14 +240,18 @@ def _delete(path: Path) -> None:
 def _open_file(path: Path) -> "Connection | None":
     import sqlite3
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return _open_table(path)
-    except (OSError, sqlite3.OperationalError) as error:
-        warnings.warn(f"{path} can't be used ({error}); the runs' folders are read instead", stacklevel=2)
-        return None
+    for attempt in range(_ATTEMPTS):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path.with_suffix(".lock"), "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                return _open_table(path)
+        except (OSError, sqlite3.OperationalError) as error:
+            if not _is_gone(error) or attempt == _ATTEMPTS - 1:
+                warnings.warn(f"{path} can't be used ({error}); the runs' folders are read instead", stacklevel=2)
+                break
+            time.sleep(0.01)  # somebody deletes it at this moment
+    return None
 
 
 def _open_memory(path: Path) -> "Connection":
@@ -252,7 +274,7 @@ def _open_table(path: Path) -> "Connection":
                     _make_table(db)
                 return db
         except sqlite3.DatabaseError as error:
-            if not _is_lost(error):
+            if not _is_damaged(error):
                 db.close()
                 raise
             warnings.warn(f"{path} was damaged; it is made anew from the runs' folders", stacklevel=2)

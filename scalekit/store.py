@@ -171,6 +171,10 @@ class Store:
             _remove_leftovers(self.folder, now)
         return lost
 
+    def close(self) -> None:
+        "Let go of the index's file, for example before its disk is unmounted; the next use opens it again"
+        self._catalog.close()
+
     def _end_if_lost(self, bundle: Bundle, now: float) -> bool:
         why = why_lost(bundle.path / LEASE, now)
         if why is None or bundle.state == "preempted":  # which waits for somebody to go on with it
