@@ -7,6 +7,7 @@ __all__ = ['Warmth', 'get_warm', 'Nursery', 'KernelServer', 'kill_group', 'answe
 
 # %% ../../nbs/30d_kernels.server.ipynb #6d7b8af9
 import atexit
+import fcntl
 import gc
 import json
 import os
@@ -15,22 +16,23 @@ import signal
 import socket
 import struct
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from scalekit.kernels.hygiene import (
-    enter_environment,
+    THREAD_VARIABLES,
     find_changed_sources,
     find_fork_hazards,
     find_thread_pools,
+    follow_order,
     leave_parent,
     preload,
     reseed,
-    set_threads,
     stamp_sources,
 )
 
@@ -50,15 +52,17 @@ def get_warm(
     modules: list[str],  # What to import ahead
 ) -> Warmth:
     "Import, build the kernel's application, and look whether a fork is safe"
+    for name in THREAD_VARIABLES:
+        os.environ.pop(name, None)
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a warning that is meant for interactive use
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
-    failed = preload([*_KERNEL_MODULES, *modules])
     from scalekit.kernels.child import build_app
 
     app = build_app()
+    failed = preload([*_KERNEL_MODULES, *modules])
     warmth = Warmth(app, find_thread_pools(), stamp_sources(), failed, find_fork_hazards())
     gc.collect()
     gc.freeze()  # the collector would touch, and so copy, every page that the children share
@@ -95,7 +99,7 @@ class Nursery:
     def _fork_wire(self, inherited: list) -> tuple[int, socket.socket]:
         from scalekit.kernels.child import run_child
 
-        driver, kernel = socket.socketpair()
+        driver, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         spare = [driver] + ([self.spare[1]] if self.spare else [])
         pid = _fork(inherited + spare, lambda: run_child(self.warmth.app, kernel, self.warmth.pools))
         kernel.close()
@@ -128,17 +132,18 @@ def _run_plain(request: dict, descriptors: list[int], pools: Any) -> None:
     reseed()
     for number, descriptor in enumerate(descriptors, start=1):
         os.dup2(descriptor, number)
-    enter_environment(request["environment"], request["folder"])
-    set_threads(request["threads"], pools)
+        os.close(descriptor)
+    follow_order(request["order"], pools)
     _forget_shell()
     from ipykernel.kernelapp import IPKernelApp
+    from scalekit.kernels.child import leave, set_command_line
 
-    arguments = request["command"][request["command"].index("-m") + 2 :]
-    sys.argv = ["ipykernel_launcher.py", *arguments]
-    app = IPKernelApp.instance(parent_handle=1)
-    app.initialize(arguments)
+    set_command_line(request["arguments"])
+    app = IPKernelApp.instance(parent_handle=1)  # the lifeline does better than to look for the parent every second
+    app.initialize(request["arguments"])
     app.start()
-    _leave_plain(app)
+    atexit.unregister(app.close)
+    leave(app.shell)
 
 
 def _forget_shell() -> None:
@@ -150,16 +155,6 @@ def _forget_shell() -> None:
     WireApp.clear_instance()
     ipykernel.ipkernel._comm_manager = None
 
-
-def _leave_plain(app: Any) -> None:
-    "Exit handlers as at any exit, but the one of ipykernel that waits for its own threads"
-    sys.stdout.flush()
-    sys.stderr.flush()
-    app.reset_io()
-    atexit.unregister(app.close)
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-
 # %% ../../nbs/30d_kernels.server.ipynb #ee811f56
 class KernelServer:
     "Answers requests for kernels, and ends them with their connections; runs in one thread"
@@ -169,8 +164,9 @@ class KernelServer:
         listener: socket.socket,  # Unix socket of packets, listening
         warmth: Warmth,  # From `get_warm`
         linger: float,  # How long to stay when nobody is connected [s]
+        give_up_name: Callable[[], None],  # So that nobody finds this server any more
     ) -> None:
-        self.listener, self.warmth, self.linger = listener, warmth, linger
+        self.listener, self.warmth, self.linger, self.give_up_name = listener, warmth, linger, give_up_name
         self.nursery = Nursery(warmth)
         self.selector = selectors.DefaultSelector()
         self.selector.register(listener, selectors.EVENT_READ, self._accept)
@@ -185,6 +181,7 @@ class KernelServer:
                 last_used = time.monotonic()
             for key, _ in self.selector.select(timeout=1.0 if self.clients else min(1.0, self.linger)):
                 key.data(key.fileobj)
+        self.give_up_name()
         self.nursery.drop_spare()
 
     def _accept(self, listener: socket.socket) -> None:
@@ -213,17 +210,19 @@ class KernelServer:
         if pid is not None:
             kill_group(pid)
 
-    def watch(self, pid: int, client: socket.socket) -> None:
-        "Tell `client` when the kernel ends"
+    def watch(self, pid: int, client: socket.socket, leftovers: list[str]) -> None:
+        "Tell `client` when the kernel ends, and remove the files it leaves"
         self.clients[client] = pid
         watcher = os.pidfd_open(pid)
-        self.selector.register(watcher, selectors.EVENT_READ, lambda _: self._bury(pid, watcher, client))
+        self.selector.register(watcher, selectors.EVENT_READ, lambda _: self._bury(pid, watcher, client, leftovers))
 
-    def _bury(self, pid: int, watcher: int, client: socket.socket) -> None:
+    def _bury(self, pid: int, watcher: int, client: socket.socket, leftovers: list[str]) -> None:
         self.selector.unregister(watcher)
         os.close(watcher)
         kill_group(pid)  # what the kernel has started goes with it
         _, status = os.waitpid(pid, 0)
+        for path in leftovers:
+            Path(path).unlink(missing_ok=True)
         if self.clients.get(client) == pid:
             self.clients[client] = None
             _send(client, {"exit": os.waitstatus_to_exitcode(status)})
@@ -267,7 +266,7 @@ def answer_request(
     if request["op"] == "status":
         return _send(client, _describe(server))
     if refusal := _find_refusal(server):
-        return _send(client, {"refused": refusal, "stale": bool(server.stale)})
+        return _send(client, {"refused": refusal, "again": bool(server.stale)})
     if request["op"] == "wire":
         pid, driver = server.nursery.hand_over(server.inherited())
         _send(client, {"pid": pid}, (driver.fileno(),))
@@ -275,7 +274,7 @@ def answer_request(
     else:
         pid = server.nursery.fork_plain(server.inherited(), request, descriptors)
         _send(client, {"pid": pid})
-    server.watch(pid, client)
+    server.watch(pid, client, request.get("leftovers", []))
     if request["op"] == "wire":
         server.nursery.prepare_spare(server.inherited())
 
@@ -285,6 +284,7 @@ def _find_refusal(server: KernelServer) -> str | None:
         return "; ".join(server.warmth.hazards)
     server.stale = server.stale or find_changed_sources(server.warmth.stamps)
     if server.stale:
+        server.give_up_name()
         server.nursery.drop_spare()
         return f"{server.stale[0]} has changed on disk since the kernel server started"
     return None
@@ -313,9 +313,18 @@ def main(
     listener.bind(aside := f"{path}.{os.getpid()}")
     listener.listen(128)
     os.rename(aside, path)
-    inode = os.stat(path).st_ino
+    give_up_name = partial(_give_up_name, Path(path), os.stat(path).st_ino)
     if os.fork():
         os._exit(0)
-    KernelServer(listener, warmth, float(linger)).serve()
-    if os.path.exists(path) and os.stat(path).st_ino == inode:
-        os.unlink(path)
+    KernelServer(listener, warmth, float(linger), give_up_name).serve()
+
+# %% ../../nbs/30d_kernels.server.ipynb #0f9f35de
+def _give_up_name(path: Path, inode: int) -> None:
+    "Remove the server's socket, unless a newer server has taken its place, or somebody who holds the lock is about to"
+    with open(path.with_suffix(".lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        if path.exists() and path.stat().st_ino == inode:
+            path.unlink()
