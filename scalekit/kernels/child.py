@@ -32,7 +32,7 @@ from ipykernel.kernelapp import IPKernelApp
 from jupyter_client.session import Session
 from tornado.ioloop import IOLoop
 
-from .hygiene import follow_order, leave_parent, reseed
+from .hygiene import Loaded, follow_order, leave_parent, reseed
 from .wire import PACKET, Joiner, WireWriter, receive_packet
 
 # %% ../../nbs/30c_kernels.child.ipynb #1d5acba7
@@ -250,7 +250,7 @@ def _warm(app: WireApp) -> None:
 def run_child(
     app: WireApp,  # From `build_app`, inherited
     wire: socket.socket,  # To the one who drives this kernel
-    pools: Any,  # From `find_thread_pools`, inherited
+    loaded: Loaded,  # Inherited
 ) -> None:
     "Be a kernel until the driver says `shutdown_request` or is gone; never returns"
     leave_parent()
@@ -262,7 +262,7 @@ def run_child(
     if (order := inbox.wait_for_order()) is not None:
         if inbox.log is not None:
             faulthandler.enable(inbox.log)
-        follow_order(order, pools)
+        follow_order(order, loaded)
         app.enter()
         _serve(app, inbox)
     leave(app.shell)

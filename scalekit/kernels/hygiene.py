@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['THREAD_VARIABLES', 'preload', 'find_fork_hazards', 'stamp_sources', 'find_changed_sources', 'leave_parent', 'reseed',
-           'find_thread_pools', 'set_threads', 'make_order', 'follow_order']
+           'find_thread_pools', 'set_threads', 'Loaded', 'make_order', 'follow_order']
 
 # %% ../../nbs/30b_kernels.hygiene.ipynb #21c93eda
 import atexit
@@ -18,6 +18,7 @@ import sysconfig
 import tempfile
 import time
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,14 @@ def set_threads(
         torch.set_num_threads(most if said.isdigit() else min(most, torch.get_num_threads()))
 
 # %% ../../nbs/30b_kernels.hygiene.ipynb #bea02505
+@dataclass(frozen=True)
+class Loaded:
+    "What the imports have left in the process"
+
+    pools: Any  # From `find_thread_pools`
+    variables: dict[str, str]  # Those that libraries have set
+
+
 def make_order(
     folder: str | os.PathLike,  # Working folder of the run
     environment: dict[str, str],  # The whole environment of the run
@@ -181,14 +190,14 @@ def make_order(
 
 def follow_order(
     order: dict[str, Any],  # From `make_order`
-    pools: Any,  # From `find_thread_pools`
+    loaded: Loaded,  # Inherited
 ) -> None:
     "Take the place that the order names"
     os.chdir(order["folder"])
     os.umask(order["umask"])
     os.sched_setaffinity(0, order["cores"])
-    _enter_environment(order["environment"])
-    set_threads(order["threads"], pools)
+    _enter_environment(loaded.variables | order["environment"])
+    set_threads(order["threads"], loaded.pools)
 
 # %% ../../nbs/30b_kernels.hygiene.ipynb #ba41a09e
 def _read_umask() -> int:

@@ -26,6 +26,7 @@ from typing import Any
 
 from scalekit.kernels.hygiene import (
     THREAD_VARIABLES,
+    Loaded,
     find_changed_sources,
     find_fork_hazards,
     find_thread_pools,
@@ -42,7 +43,7 @@ class Warmth:
     "What every child inherits"
 
     app: Any  # The kernel's application, built and warmed
-    pools: Any  # Thread pools of loaded libraries
+    loaded: Loaded  # What else the imports have made
     stamps: dict[str, int]  # State of the imported sources
     failed: dict[str, str]  # Modules that could not be imported
     hazards: list[str]  # Reasons not to fork
@@ -59,11 +60,13 @@ def get_warm(
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a warning that is meant for interactive use
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    before = dict(os.environ)
     from scalekit.kernels.child import build_app
 
     app = build_app()
     failed = preload([*_KERNEL_MODULES, *modules])
-    warmth = Warmth(app, find_thread_pools(), stamp_sources(), failed, find_fork_hazards())
+    loaded = Loaded(find_thread_pools(), dict(os.environ.items() - before.items()))
+    warmth = Warmth(app, loaded, stamp_sources(), failed, find_fork_hazards())
     gc.collect()
     gc.freeze()  # the collector would touch, and so copy, every page that the children share
     return warmth
@@ -101,13 +104,13 @@ class Nursery:
 
         driver, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         spare = [driver] + ([self.spare[1]] if self.spare else [])
-        pid = _fork(inherited + spare, lambda: run_child(self.warmth.app, kernel, self.warmth.pools))
+        pid = _fork(inherited + spare, lambda: run_child(self.warmth.app, kernel, self.warmth.loaded))
         kernel.close()
         return pid, driver
 
     def fork_plain(self, inherited: list, request: dict, descriptors: list[int]) -> int:  # pid
         "A stock ipykernel for the command line in `request`"
-        return _fork(inherited, lambda: _run_plain(request, descriptors, self.warmth.pools))
+        return _fork(inherited, lambda: _run_plain(request, descriptors, self.warmth.loaded))
 
 # %% ../../nbs/30d_kernels.server.ipynb #ec4942e0
 def _fork(inherited: list, run: Callable[[], None]) -> int:
@@ -127,13 +130,13 @@ def _fork(inherited: list, run: Callable[[], None]) -> int:
         os._exit(code)
 
 # %% ../../nbs/30d_kernels.server.ipynb #821d7354
-def _run_plain(request: dict, descriptors: list[int], pools: Any) -> None:
+def _run_plain(request: dict, descriptors: list[int], loaded: Loaded) -> None:
     leave_parent()
     reseed()
     for number, descriptor in enumerate(descriptors, start=1):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    follow_order(request["order"], pools)
+    follow_order(request["order"], loaded)
     _forget_shell()
     from ipykernel.kernelapp import IPKernelApp
     from scalekit.kernels.child import leave, set_command_line
