@@ -31,17 +31,18 @@ if TYPE_CHECKING:
 
 # %% ../nbs/11d_cluster.ipynb #3da4fa4f
 def _start_dashboard(dask_scheduler) -> int:
-    "Serve the dashboard, once; runs in the scheduler and returns its port"
+    "Serve the dashboard unless it is served already; runs in the scheduler and returns its port"
+    from bokeh.server.tornado import BokehTornado
     from distributed.dashboard.scheduler import connect
 
-    server = dask_scheduler.http_server
-    if not getattr(server, "shows_dashboard", False):
-        connect(dask_scheduler.http_application, server, dask_scheduler)
-        server.shows_dashboard = True
+    application, server = dask_scheduler.http_application, dask_scheduler.http_server
+    if not any(isinstance(served, BokehTornado) for served in application.applications):
+        connect(application, server, dask_scheduler)
     return server.port
 
 
 def _link_dashboard(client) -> str:
+    "Address of the dashboard of a scheduler on this machine; empty where Bokeh is not installed"
     from distributed.utils import format_dashboard_link
 
     if importlib.util.find_spec("bokeh") is None:
@@ -84,7 +85,8 @@ class Cluster:
     def dashboard_link(self) -> str:
         "Address of Dask's dashboard, which the first look starts; empty where Bokeh is not installed"
         if not self._link:
-            self._link = _link_dashboard(self.client) if self._local else self.client.dashboard_link
+            away = self._local is None and self.profile.leaves_loopback
+            self._link = self.client.dashboard_link if away else _link_dashboard(self.client)
         return self._link
 
     def usage(self) -> list[WorkerUsage]:
@@ -179,6 +181,9 @@ def open_cluster(
     return Cluster(spec, local.get_client(), local)
 
 # %% ../nbs/11d_cluster.ipynb #58e5d588
+PATIENCE = 10  # How long a scheduler may take to answer [s]
+
+
 def _attach(profile):
     "A client to the cluster that runs at the profile's address"
     from distributed import Client
@@ -186,7 +191,7 @@ def _attach(profile):
     if profile.leaves_loopback and not profile.encrypted:
         warnings.warn(f"{profile.address} is not encrypted: who reaches it can run code there", stacklevel=3)
     try:
-        return Client(profile.address, security=make_security(profile), timeout="10s")
+        return Client(profile.address, security=make_security(profile), timeout=PATIENCE)
     except (OSError, TimeoutError) as error:
         raise ClusterError(
             f"profile {profile.name!r}: a Dask scheduler must answer at {profile.address}, got: {error}. "

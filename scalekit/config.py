@@ -35,7 +35,8 @@ class Settings:
 
     def get_profile(
         self,
-        name: str | None = None,  # A profile, "auto", "cpu", "gpu", or an address such as "tcp://127.0.0.1:8786"
+        name: str
+        | None = None,  # A profile, "auto", "cpu", "gpu", or an address such as "tcp://127.0.0.1:8786"
     ) -> Profile:
         "The profile called `name`, or the usual one; raises `UnknownProfile`"
         name = name or self.profile
@@ -75,11 +76,15 @@ _SETTINGS_RULES = {
     "profile": Rule(is_text, "the name of a profile", '"cpu"'),
     "preload": Rule(
         lambda value: isinstance(value, list) and all(is_text(name) for name in value),
-        "a list of module names", '["numpy", "torch"]'),
+        "a list of module names",
+        '["numpy", "torch"]',
+    ),
     "linger": Rule(lambda value: is_number(value, 0), "a number of seconds, at least 0", "20"),
     "profiles": Rule(
         lambda value: isinstance(value, dict) and all(isinstance(table, dict) for table in value.values()),
-        "tables, one for each profile", "{ lab = { workers = 4 } }"),
+        "tables, one for each profile",
+        "{ lab = { workers = 4 } }",
+    ),
 }
 
 # %% ../nbs/01b_config.ipynb #9e5e5c98

@@ -127,14 +127,17 @@ def _scan(nvml) -> Iterator[tuple[Gpu, Any]]:
         for handle in [card] if instances is None else instances:
             uuid = nvml.nvmlDeviceGetUUID(handle)
             memory = _ask(nvml.nvmlDeviceGetMemoryInfo, handle)
-            yield Gpu(
-                index=index,
-                uuid=uuid,
-                name=nvml.nvmlDeviceGetName(handle),
-                memory=memory and memory.total,
-                cores=_near_cores(nvml, card),
-                entry=str(index) if instances is None else uuid,
-            ), handle
+            yield (
+                Gpu(
+                    index=index,
+                    uuid=uuid,
+                    name=nvml.nvmlDeviceGetName(handle),
+                    memory=memory and memory.total,
+                    cores=_near_cores(nvml, card),
+                    entry=str(index) if instances is None else uuid,
+                ),
+                handle,
+            )
 
 
 def _ask(query, *words):
