@@ -227,13 +227,21 @@ def from_json(
     tag = next(iter(data), "")
     if not tag.startswith("$"):
         return {key: from_json(item, enums) for key, item in data.items()}
+    try:
+        return _decode_tagged(tag, data, enums or {})
+    except (TypeError, ValueError) as error:
+        raise UnreadableValue(f"{tag} is not written as scalekit writes it: {error}") from error
+
+# %% ../nbs/20b_values.ipynb #e0c13cb4
+DECODERS = {"$tuple": tuple, "$set": set, "$frozenset": frozenset, "$dict": dict}
+
+
+def _decode_tagged(tag: str, data: Mapping[str, Any], enums: Mapping[str, type[Enum]]) -> Any:
     if tag == "$enum":
-        return _decode_enum(data, enums or {})
-    if tag == "$dict":
-        return {from_json(key, enums): from_json(item, enums) for key, item in data[tag]}
+        return _decode_enum(data, enums)
     args = from_json(data[tag], enums)
-    if tag in ("$tuple", "$set", "$frozenset"):
-        return {"$tuple": tuple, "$set": set, "$frozenset": frozenset}[tag](args)
+    if tag in DECODERS:
+        return DECODERS[tag](args)
     keywords = {key: from_json(item, enums) for key, item in data.items() if key != tag}
     return build(Form(tag[1:], None if args is None else tuple(args), keywords))
 
@@ -254,7 +262,19 @@ def to_text(
         return value.name or str(value.value)
     if isinstance(value, date | time):
         return value.isoformat()
-    return to_python(value)
+    try:
+        return to_python(_name_members(value))
+    except RecursionError:  # a value inside itself
+        return repr(value)
+
+
+def _name_members(value: Any) -> Any:
+    "`value` with the names of Enum members for the members: who reads it may not have the class"
+    if isinstance(value, Enum):
+        return value.name
+    if type(value) is dict:
+        return {_name_members(key): _name_members(item) for key, item in value.items()}
+    return type(value)(map(_name_members, value)) if type(value) in (list, tuple, set, frozenset) else value
 
 
 def to_python(

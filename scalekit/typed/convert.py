@@ -69,7 +69,10 @@ class BadValue(ScaleKitError):
 
 def shorten(value: object, limit: int = 60) -> str:
     "`repr` of a value that fits into a sentence"
-    text = repr(value[: limit + 1] if isinstance(value, str | bytes | list | tuple) else value)
+    try:
+        text = repr(value[: limit + 1] if isinstance(value, str | bytes | list | tuple) else value)
+    except ValueError:  # an integer of more digits than Python prints
+        text = f"a value of type {type(value).__name__}"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 # %% ../../nbs/20g_typed.convert.ipynb #1e5ecdd7
@@ -211,7 +214,8 @@ def find_example(
     default: Any = UNKNOWN,
 ) -> Any:  # `UNKNOWN` where no idea fits
     "A value that `kind` allows"
-    near = difflib.get_close_matches(str(wrong), [to_text(choice) for choice in find_choices(kind)], n=1)
+    words = [to_text(choice) for choice in find_choices(kind)]
+    near = difflib.get_close_matches(wrong, words, n=1) if isinstance(wrong, str) and words else []
     fallback = () if default is UNKNOWN or default is None else (default,)
     for idea in (*near, *fallback, *_ideas(kind)):
         try:

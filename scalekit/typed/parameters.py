@@ -41,7 +41,7 @@ def _split_type_comment(comment: str, scope: Scope) -> tuple[str, Any, str]:
     words = comment[match.end() :].split(" ")
     for n in range(len(words), 0, -1):
         text = " ".join(words[:n]).strip(" #")
-        kind = _read_type(text, scope)
+        kind = _read_type(text, scope) if "#" not in text else UNKNOWN
         if kind is not UNKNOWN:
             return text, kind, " ".join(words[n:]).strip(" #")
     return "", UNKNOWN, comment

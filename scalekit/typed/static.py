@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Sequence
 from enum import Enum, unique
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,34 +115,28 @@ def _read_class(statement: ast.ClassDef, scope: Scope) -> Any:
         plain = all(evaluate(decorator, scope) is unique for decorator in statement.decorator_list)
         if not is_enum or not plain or statement.keywords:
             return UNKNOWN
-        members = _read_members(statement, scope)
-        made = types.new_class(statement.name, tuple(bases), exec_body=lambda body: _fill(body, members))
+        made = types.new_class(statement.name, tuple(bases), {}, partial(_fill_body, statement, scope))
     except (Unreadable, TypeError, ValueError):
         return UNKNOWN
     made.__module__, made.__qualname__ = scope.module, statement.name
     return made
 
-
-def _fill(body: dict[str, Any], members: dict[str, Any]) -> None:
-    for name, value in members.items():  # one by one: the Enum's own namespace counts `auto()` as they come
-        body[name] = value
-
 # %% ../../nbs/20d_typed.static.ipynb #12e950de
-def _read_members(statement: ast.ClassDef, scope: Scope) -> dict[str, Any]:
+def _fill_body(statement: ast.ClassDef, scope: Scope, body: dict[str, Any]) -> None:
+    "Put the members into the Enum's own namespace, which numbers every `auto()` as it comes"
     inner = Scope(scope.module, scope.follow_import)
     inner.names = dict(scope.names)
-    members = {}
     for part in statement.body:
         match part:
             case ast.Assign(targets=[ast.Name(id=name)], value=value) if not name.startswith("_"):
-                members[name] = inner.names[name] = evaluate(value, inner)
+                body[name] = evaluate(value, inner)
+                inner.names[name] = body[name]
             case ast.FunctionDef(name=name) if not name.startswith("_") or name in ("__str__", "__repr__"):
                 continue
             case ast.Pass() | ast.Expr(value=ast.Constant()) | ast.AnnAssign(value=None):
                 continue
             case _:
                 raise Unreadable(f"Enum {statement.name} does more than list values")
-    return members
 
 # %% ../../nbs/20d_typed.static.ipynb #d1d85acb
 MAX_SOURCE = 1_000_000  # bytes
