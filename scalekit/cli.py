@@ -113,7 +113,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
     signature = read_signature(args.notebook)
     grid, fixed = signature.parse_grid(args.grid), signature.parse(args.parameters)
-    plan = plan_sweep(args.notebook, grid, fixed, Limits(args.cell_timeout, args.timeout), args.retries, args.goal)
+    plan = plan_sweep(args.notebook, grid, fixed, Limits(args.cell_timeout, args.timeout), args.retries, args.goal, args.fresh)
     try:
         with show_progress() as tell:
             result = run_sweep(plan, args.profile, args.workers, open_store(args.store), tell)
@@ -213,7 +213,7 @@ def _demo(args: argparse.Namespace) -> int:
 
     notebook = next(str(template.path) for template in list_templates() if template.name == "train")
     grid = ["lr=0.03,0.003,0.0003", "model=mlp,cnn", "seed=0,1"]
-    words = ["sweep", notebook, *(word for axis in grid for word in ("-g", axis)), "--goal", "maximize accuracy"]
+    words = ["sweep", notebook, *(word for axis in grid for word in ("-g", axis)), "--goal", "maximize val_accuracy"]
     return main(words + ["--profile", "cpu"])
 
 # %% ../nbs/90_cli.ipynb #cc156067
@@ -257,6 +257,7 @@ def _build_parser() -> argparse.ArgumentParser:
     verbs["sweep"].add_argument("-g", "--grid", action="append", default=[], metavar="NAME=V1,V2", help="values to try")
     verbs["sweep"].add_argument("--goal", metavar="TEXT", help='for example "maximize accuracy": best trial first')
     verbs["sweep"].add_argument("--workers", type=_count, metavar="N", help="how many trials at a time")
+    verbs["sweep"].add_argument("--fresh", action="store_true", help="do every trial, also those that have succeeded before")
     verbs["runs"].add_argument("-n", "--limit", type=_count, default=None, metavar="N", help="at most so many")
     for option in ("state", "sweep", "notebook"):
         verbs["runs"].add_argument(f"--{option}", help=f"only runs of this {option}")

@@ -28,8 +28,9 @@ from .core import ScaleKitError, human_seconds, utc_now, write_atomic
 from .engine import Limits
 from .execute import catch_signals, request_stop
 from .kernels.client import NoWarmKernel, hold_server
-from .page import order_rows, write_sweep_page
+from .page import write_sweep_page
 from .place import Done, Placement, SchedulerLost
+from .ranking import order_rows
 from .runner import Run, RunPlan, make_order, plan_runs, queue_run
 from .store import Store
 from .summary import fingerprint
@@ -58,6 +59,7 @@ class SweepPlan:
     trials: dict[str, RunPlan]  # By fingerprint
     retries: int = 0  # How often a failed trial starts again
     goal: tuple[str, str] | None = None  # ("maximize" or "minimize", name of a metric)
+    fresh: bool = False  # Do every trial, also those that have succeeded before
 
 
 def plan_sweep(
@@ -67,12 +69,13 @@ def plan_sweep(
     limits: Limits | None = None,  # For each trial
     retries: int = 0,  # How often a failed trial starts again
     goal: str | None = None,  # For example `"maximize accuracy"`
+    fresh: bool = False,  # Do every trial, also those that have succeeded before
 ) -> SweepPlan:
     "Check a sweep before it starts; raises `ParameterError` for a value that a trial would not take"
     plans = plan_runs(notebook, [{**(parameters or {}), **trial} for trial in expand_grid(grid)], limits)
     trials = {fingerprint(plan.sha256, plan.parameters): plan for plan in plans}
     identity = hashlib.sha256(json.dumps(list(trials)).encode()).hexdigest()[:8]
-    return SweepPlan(f"{Path(notebook).stem}-{identity}", trials, retries, parse_goal(goal))
+    return SweepPlan(f"{Path(notebook).stem}-{identity}", trials, retries, parse_goal(goal), fresh)
 
 # %% ../nbs/34b_sweeps.ipynb #045cb436
 def parse_goal(
@@ -278,7 +281,7 @@ def run_sweep(
 
 # %% ../nbs/34b_sweeps.ipynb #6adc83ea
 def _find_missing(plan: SweepPlan, store: Store) -> list[str]:
-    done = {row["fingerprint"] for row in store.list_runs(sweep=plan.sweep_id, state="succeeded")}
+    done = {} if plan.fresh else store.find_all(plan.trials)
     return [work for work in plan.trials if work not in done]
 
 
@@ -295,10 +298,8 @@ def _do_missing(plan, missing, profile, n_workers, store, settings, progress, on
 
 
 def _write_sweep(plan: SweepPlan, store: Store, folder: Path) -> Sweep:
-    found: dict[str, dict] = {}
-    for row in store.list_runs(sweep=plan.sweep_id):  # newest first
-        if row["fingerprint"] not in found or (row["state"] == "succeeded" != found[row["fingerprint"]]["state"]):
-            found[row["fingerprint"]] = row
+    own = {row["fingerprint"]: row for row in reversed(store.list_runs(sweep=plan.sweep_id))}  # the newest stays
+    found = own | store.find_all(plan.trials)
     rows = order_rows([found[work] for work in plan.trials if work in found], plan.goal)
     first = next(iter(plan.trials.values()))
     asked = {"sweep_id": plan.sweep_id, "notebook": first.path.name, "notebook_sha256": first.sha256, "goal": plan.goal,
@@ -321,12 +322,13 @@ def sweep(
     cell_timeout: float | None = None,  # Longest time for one cell [s]
     run_timeout: float | None = None,  # Longest time for one trial [s]
     retries: int = 0,  # How often a failed trial starts again
+    fresh: bool = False,  # Do every trial, also those that have succeeded before
     on_progress: Callable[[SweepProgress], None] | None = None,  # Default: a bar with the time that is left
     **more: Sequence,  # Values by parameter
 ) -> Sweep:
     "Run a notebook for every combination of values; does only what is missing in the store"
     limits = Limits(cell_timeout, run_timeout)
-    plan = plan_sweep(notebook, {**(grid or {}), **more}, parameters, limits, retries, goal)
+    plan = plan_sweep(notebook, {**(grid or {}), **more}, parameters, limits, retries, goal, fresh)
     settings = load_settings()
     with show_progress(on_progress) as tell:
         return run_sweep(plan, profile, n_workers, Store(store or settings.store, settings.folder), tell)
