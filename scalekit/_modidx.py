@@ -428,6 +428,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'scalekit/kernels/client.py'),
                                          'scalekit.kernels.client.WarmKernel.__init__': ( 'kernels.client.html#warmkernel.__init__',
                                                                                           'scalekit/kernels/client.py'),
+                                         'scalekit.kernels.client.WarmKernel._hear_out': ( 'kernels.client.html#warmkernel._hear_out',
+                                                                                           'scalekit/kernels/client.py'),
                                          'scalekit.kernels.client.WarmKernel.close': ( 'kernels.client.html#warmkernel.close',
                                                                                        'scalekit/kernels/client.py'),
                                          'scalekit.kernels.client.WarmKernel.dead': ( 'kernels.client.html#warmkernel.dead',

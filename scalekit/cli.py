@@ -167,7 +167,8 @@ def _show_run(args: argparse.Namespace) -> int:
         if row.get(name) not in (None, {}):
             print(f"{name + ':':<18} {_show(row[name])}")
     cells = [event for event in bundle.events() if event["event"] == "cell" and event["status"] != "running"]
-    _print_table(cells, ["index", "status", "seconds", "cpu_seconds", "memory"])
+    shown = [{**cell, "memory": human_bytes(cell["memory"]) if "memory" in cell else ""} for cell in cells]
+    _print_table(shown, ["index", "status", "seconds", "cpu_seconds", "memory"])
     for path in sorted(path for path in bundle.path.rglob("*") if path.is_file()):
         print(f"{human_bytes(path.stat().st_size):>10}  {_near(path)}")
     for problem in bundle.verify() if bundle.sealed else []:
