@@ -18,13 +18,14 @@ import sysconfig
 import tempfile
 import time
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 # %% ../../nbs/30b_kernels.hygiene.ipynb #4f6796e7
 def preload(
-    names: list[str],  # Modules to import, for example `["numpy", "torch"]`
+    names: Iterable[str],  # Modules to import, for example `["numpy", "torch"]`
 ) -> dict[str, str]:  # Error text by module that could not be imported
     "Import modules ahead of time"
     failed = {}
@@ -180,7 +181,7 @@ def make_order(
 ) -> dict[str, Any]:  # What JSON can hold
     "What a kernel must know to take this process' place; made by the one who asks for it"
     return {
-        "folder": str(folder),
+        "folder": os.path.abspath(folder),
         "environment": environment,
         "threads": threads,
         "cores": sorted(os.sched_getaffinity(0)),

@@ -63,8 +63,10 @@ def get_warm(
     before = dict(os.environ)
     from scalekit.kernels.child import build_app
 
+    failed = preload(_KERNEL_MODULES)
+    sys.modules.pop("matplotlib_inline.backend_inline", None)
     app = build_app()
-    failed = preload([*_KERNEL_MODULES, *modules])
+    failed |= preload(modules)
     loaded = Loaded(find_thread_pools(), dict(os.environ.items() - before.items()))
     warmth = Warmth(app, loaded, stamp_sources(), failed, find_fork_hazards())
     gc.collect()
@@ -73,7 +75,7 @@ def get_warm(
 
 # %% ../../nbs/30d_kernels.server.ipynb #e69c84c9
 _KERNEL_MODULES = ("IPython.core.completerlib", "pdb", "nbformat", "stack_data", "pygments.lexers", "comm",
-                   "matplotlib_inline.backend_inline", "scalekit.context")  # fmt: skip
+                   "matplotlib.pyplot", "matplotlib_inline.backend_inline", "scalekit.context")  # fmt: skip
 
 # %% ../../nbs/30d_kernels.server.ipynb #2a09c0b9
 class Nursery:
