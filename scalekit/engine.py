@@ -7,6 +7,7 @@ __all__ = ['Kernel', 'Limits', 'Failure', 'Outcome', 'Execution']
 
 # %% ../nbs/32d_engine.ipynb #cd48d859
 import signal
+import textwrap
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class Failure:
     text: str  # Its message
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.text}" if self.text else self.name
+        return textwrap.shorten(f"{self.name}: {self.text[:2000]}" if self.text else self.name, 500, placeholder=" …")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class _Talk:
     on_message: Callable[[dict], None]
     run_end: float | None  # Time at which the run must be over
     stop: tuple[str, str, str] | None = None  # State, error name and text, once the cell was told to stop
+    _asked: dict[str, int] = field(default_factory=dict)  # Index of the cell by request
     _kill_at: float = 0.0
     _looked: float = 0.0
 
@@ -92,6 +94,7 @@ class _Talk:
         "Send a request and follow everything until it is done; raises `_Stopped` when the kernel is gone"
         self.kernel.send(message)
         request, reply, idle = message["header"]["msg_id"], None, False
+        self._asked[request] = index
         cell_end = None if cell_timeout is None else monotonic() + cell_timeout
         while reply is None or not idle:
             answer = self.kernel.receive(_LOOK_EVERY)
@@ -100,7 +103,8 @@ class _Talk:
                 if self.kernel.dead:
                     raise _Stopped
                 continue
-            kind, own = answer["header"]["msg_type"], answer["parent_header"].get("msg_id") == request
+            kind, cause = answer["header"]["msg_type"], answer["parent_header"].get("msg_id")
+            own = cause == request
             if kind.endswith("_reply"):
                 reply = answer if own else reply
             elif kind == "status":
@@ -108,7 +112,7 @@ class _Talk:
             else:
                 self.outputs.take(answer)
                 self.on_message(answer)
-                self.live.note(cell=index, message=_without_buffers(answer))
+                self.live.note(cell=self._asked.get(cause, index), message=_without_buffers(answer))
         return reply
 
     def _look_around(self, cell_end: float | None) -> None:
@@ -190,6 +194,8 @@ class Execution:
             else:
                 self._set_mark(index, cell, {"status": "not run"}, tell=False)
         self._describe(outputs)
+        for _, cell in cells:
+            join_streams(cell["outputs"])
         return Outcome(state, failure, len(cells), self.n_run, monotonic() - start)
 
     def _set_mark(self, index: int, cell: dict, mark: dict, tell: bool = True) -> None:
@@ -239,9 +245,13 @@ class Execution:
         "Add to the notebook what only the kernel knows: the language, and the state of widgets"
         if widgets := outputs.widgets.describe():
             self.notebook["metadata"]["widgets"] = widgets
-        if self._talk.stop is None and not self.kernel.dead:
+        if self._talk.stop is not None or self.kernel.dead:
+            return
+        try:
             reply = self._talk.ask(_request("kernel_info"), 0, None)
-            self.notebook["metadata"]["language_info"] = reply["content"]["language_info"]
+        except _Stopped:  # a thread of the notebook ended the kernel just now; the cells have had their say
+            return
+        self.notebook["metadata"]["language_info"] = reply["content"]["language_info"]
 
 # %% ../nbs/32d_engine.ipynb #ce125ba3
 def _is_fine(cell: dict, content: dict) -> bool:

@@ -13,9 +13,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from .bundle import redact
 from .core import ScaleKitError
-from .notebook import read_notebook, save_notebook
+from .events import parse_events
+from .notebook import read_notebook, redact_output, save_notebook
 from .outputs import Outputs, join_streams
 
 # %% ../nbs/32c_live.ipynb #ced7c06a
@@ -76,10 +76,16 @@ class LiveNotebook:
         self._price = self._saved - start
 
     def _append(self) -> None:
-        text = "".join(json.dumps(news, default=repr) + "\n" for news in self._news)
+        lines = [json.dumps(self._redact(news), default=repr) for news in self._news]
         with open(find_journal(self.path), "a") as journal:
-            journal.write(redact(text, self.secrets))
+            journal.write("\n".join(["", *lines, ""]))  # begins anew: a full disk may have left half a line
         self._news = []
+
+    def _redact(self, news: dict[str, Any]) -> dict[str, Any]:
+        if not self.secrets or "message" not in news:
+            return news
+        message = news["message"]
+        return {**news, "message": {**message, "content": redact_output(message["content"], self.secrets)}}
 
     def finish(self) -> None:
         "The last save; raises `NotSaved` and says where the notebook is instead"
@@ -124,13 +130,11 @@ def recover_notebook(
 # %% ../nbs/32c_live.ipynb #6bace71b
 def _replay(notebook: dict, text: str) -> None:
     outputs = Outputs(reply=lambda message: None)
-    _make_lists(notebook)
-    for line in text.splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break  # the kill came while it was written
-        news = json.loads(line)
-        if news["n"] <= notebook["metadata"].get("scalekit", {}).get("journal", 0):
+    done = notebook["metadata"].get("scalekit", {}).get("journal", 0)
+    for news in parse_events(text.encode()):
+        if news["n"] <= done:
             continue
+        done = news["n"]
         cell = notebook["cells"][news["cell"]]
         if "mark" in news:
             cell["metadata"]["scalekit"] = news["mark"]
@@ -139,10 +143,3 @@ def _replay(notebook: dict, text: str) -> None:
             outputs.take({**news["message"], "buffers": []})
     for cell in notebook["cells"]:
         join_streams(cell.get("outputs", []))
-
-
-def _make_lists(notebook: dict) -> None:
-    for cell in notebook["cells"]:
-        for output in cell.get("outputs", []):
-            if output["output_type"] == "stream" and isinstance(output["text"], str):
-                output["text"] = [output["text"]]

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['read_notebook', 'hash_notebook', 'clear_notebook', 'mark_pending', 'list_code_cells', 'inject_parameters',
-           'mark_failure', 'dump_notebook', 'save_notebook']
+           'mark_failure', 'redact_notebook', 'redact_output', 'dump_notebook', 'save_notebook']
 
 # %% ../nbs/32a_notebook.ipynb #c6042507
 import hashlib
+import html
 import json
 import os
 from pathlib import Path
@@ -94,7 +95,7 @@ def mark_failure(
     reason: str,  # One line, plain text
 ) -> None:
     "Add a banner on top and a mark before the failing cell"
-    text = reason.replace("<", "&lt;").replace("`", "'")
+    text = html.escape(reason, quote=False).replace("`", "'")
     mark = f'<span id="scalekit-error" style="color: #c22">▼ **This cell failed:** {text}</span>'
     banner = f'<span style="color: #c22">**This run failed:** {text}</span> [Go to the cell](#scalekit-error)'
     notebook["cells"].insert(index, _note(notebook, mark, "mark"))
@@ -108,13 +109,53 @@ def _note(notebook: dict, text: str, name: str) -> dict:
     return cell
 
 # %% ../nbs/32a_notebook.ipynb #dc74b41b
+def redact_notebook(
+    notebook: dict,  # In nbformat 4
+    secrets: list[str],  # Texts that must not be saved
+) -> dict:  # A copy without them
+    "Hide secrets in cells, outputs and widgets"
+    cells = []
+    for cell in notebook["cells"]:
+        cells.append({**cell, "source": redact(cell["source"], secrets)})
+        if "outputs" in cell:
+            cells[-1]["outputs"] = [redact_output(output, secrets) for output in cell["outputs"]]
+    widgets = _redact_value(notebook["metadata"].get("widgets", {}), secrets)
+    return {**notebook, "cells": cells, "metadata": {**notebook["metadata"], **({"widgets": widgets} if widgets else {})}}
+
+
+def redact_output(
+    output: dict,  # Of a cell, or the content of a kernel's message
+    secrets: list[str],  # Texts that must not be saved
+) -> dict:  # A copy without them
+    "Hide secrets in what a reader sees"
+    hidden = {name: _redact_value(output[name], secrets) for name in _TEXTS if name in output}
+    if isinstance(output.get("text"), list):  # pieces of a cell that still runs
+        hidden["text"] = redact("".join(output["text"]), secrets)
+    for name in _TABLES:
+        if name in output:
+            hidden[name] = {key: _redact_value(value, secrets) for key, value in output[name].items()}
+    return {**output, **hidden}
+
+# %% ../nbs/32a_notebook.ipynb #caa94b26
+_TEXTS = ("text", "evalue", "traceback", "code")
+_TABLES = ("data", "metadata")  # Their keys are words of the format
+
+
+def _redact_value(value: Any, secrets: list[str]) -> Any:
+    if isinstance(value, str):
+        return redact(value, secrets)
+    if isinstance(value, dict):
+        return {redact(key, secrets): _redact_value(item, secrets) for key, item in value.items()}
+    return [_redact_value(item, secrets) for item in value] if isinstance(value, list) else value
+
+# %% ../nbs/32a_notebook.ipynb #b556a49b
 def dump_notebook(
     notebook: dict,  # In nbformat 4
     secrets: list[str] = (),  # type: ignore[assignment]  # Texts that must not be saved
 ) -> str:  # Content of an `.ipynb` file
     "Text of a notebook"
-    text = json.dumps(_split_lines(notebook), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-    return redact(text, secrets)
+    shown = redact_notebook(notebook, secrets) if secrets else notebook
+    return json.dumps(_split_lines(shown), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def save_notebook(
@@ -123,7 +164,7 @@ def save_notebook(
     secrets: list[str] = (),  # type: ignore[assignment]  # Texts that must not be saved
 ) -> None:
     "Replace the file at `path` in one step"
-    write_atomic(path, dump_notebook(notebook, secrets))
+    write_atomic(path, dump_notebook(notebook, secrets).encode(errors="replace"))
 
 # %% ../nbs/32a_notebook.ipynb #62dc9270
 _SPLIT_BELOW = 1 << 16  # Characters

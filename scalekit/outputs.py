@@ -34,6 +34,8 @@ def _to_output(message: Message) -> dict[str, Any]:
 def _add_output(outputs: list[dict], new: dict) -> None:
     last = outputs[-1] if outputs else {}
     if new["output_type"] == "stream" == last.get("output_type") and last["name"] == new["name"]:
+        if isinstance(last["text"], str):  # the cell has ended, and something that it started prints late
+            last["text"] = [last["text"]]
         last["text"] += new["text"]
     else:
         outputs.append(new)

@@ -24,6 +24,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from ..core import ScaleKitError
@@ -249,10 +250,16 @@ class WarmKernel(_Forked):
         "End the kernel and everything it has started"
         if grace and not self.wire.closed:
             self.wire.send({"header": {"msg_type": "shutdown_request"}})
-            self._wait(grace)
+            self._hear_out(monotonic() + grace)
         self._end()
         self.wire.close()
         return self.exit_code
+
+    def _hear_out(self, end: float) -> None:
+        "Wait for the end; an exit handler that prints a lot would else wait for a reader"
+        while not self.wire.closed and self._wait(0) is None and (left := end - monotonic()) > 0:
+            self.wire.receive(min(left, 0.05))
+        self._wait(max(0.0, end - monotonic()))
 
 # %% ../../nbs/30e_kernels.client.ipynb #d321bccf
 def start_kernel(

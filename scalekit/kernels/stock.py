@@ -57,6 +57,8 @@ class StockKernel:
         self._manager, self._client = manager, client
         self.pid: int = manager.provisioner.pid  # type: ignore[union-attr, attr-defined, assignment]
         self.exit_code: int | None = None
+        self._process = manager.provisioner.process  # type: ignore[union-attr, attr-defined]
+        self._open = True
 
     def send(self, message: dict[str, Any]) -> None:
         "Send a Jupyter message on the shell channel"
@@ -91,26 +93,24 @@ class StockKernel:
 
     def wait(self, timeout: float) -> int | None:
         "Exit code, `None` if the kernel still lives after `timeout` seconds"
-        process = self._manager.provisioner.process  # type: ignore[union-attr, attr-defined]
         end = monotonic() + timeout
-        while self.exit_code is None and process is not None:
-            self.exit_code = process.poll()
-            if self.exit_code is None:
-                if monotonic() >= end:
-                    break
-                sleep(0.01)
-        return self.exit_code
+        while (code := self._process.poll()) is None and monotonic() < end:
+            sleep(0.01)
+        self.exit_code = code
+        return code
 
     def close(self, grace: float = 0.0) -> int | None:
-        "End the kernel and everything it has started"
-        self._manager.shutdown_wait_time = grace
-        self._client.stop_channels()
-        self._manager.shutdown_kernel(now=not grace)
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass  # nothing is left of its group
-        return self.exit_code if self.exit_code is not None else 0
+        "End the kernel and everything it has started; a second time does nothing"
+        if self._open:
+            self._open = False
+            self._manager.shutdown_wait_time = grace
+            self._client.stop_channels()
+            self._manager.shutdown_kernel(now=not grace)
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass  # nothing is left of its group
+        return self.wait(1.0)
 
 # %% ../../nbs/30g_kernels.stock.ipynb #3428956f
 def start_stock_kernel(

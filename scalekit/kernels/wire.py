@@ -14,7 +14,7 @@ import socket
 import struct
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import count
 from time import monotonic
@@ -25,12 +25,12 @@ _LENGTHS = struct.Struct("<II")  # Bytes of JSON, number of buffers
 
 
 def pack_message(
-    message: dict[str, Any],  # What JSON can hold, dates included
-    buffers: Iterable = (),  # Objects with the buffer protocol
+    message: dict[str, Any],  # What JSON can hold, dates included; under `buffers` what is binary
 ) -> bytes:
     "Bytes of one message"
-    text = json.dumps(message, default=_json_default, separators=(",", ":")).encode()
-    views = [memoryview(buffer).cast("B") for buffer in buffers]
+    readable = {key: value for key, value in message.items() if key != "buffers"}
+    text = json.dumps(readable, default=_json_default, separators=(",", ":")).encode()
+    views = [memoryview(buffer).cast("B") for buffer in message.get("buffers") or ()]
     sizes = struct.pack(f"<{len(views)}Q", *map(len, views))
     return b"".join([_LENGTHS.pack(len(text), len(views)), sizes, text, *views])
 
@@ -38,7 +38,7 @@ def pack_message(
 def unpack_message(
     data: bytes,  # From `pack_message`
 ) -> dict[str, Any]:
-    "The message, with its binary parts under `buffers`"
+    "The message; `buffers` is a list, empty if there are none"
     n_text, n_buffers = _LENGTHS.unpack_from(data)
     sizes = struct.unpack_from(f"<{n_buffers}Q", data, _LENGTHS.size)
     at = _LENGTHS.size + 8 * n_buffers
@@ -65,10 +65,9 @@ _numbers = count()
 
 def cut_message(
     message: dict[str, Any],  # As for `pack_message`
-    buffers: Iterable = (),  # As for `pack_message`
 ) -> Iterator[bytes]:
     "Packets of one message"
-    data = memoryview(pack_message(message, buffers))
+    data = memoryview(pack_message(message))
     number = next(_numbers) & 0xFFFFFFFF
     for at in range(0, len(data), _ROOM):
         place = _FIRST * (at == 0) | _LAST * (at + _ROOM >= len(data))
@@ -102,8 +101,8 @@ class WireWriter:
     def __init__(self, wire: socket.socket) -> None:
         self._wire = wire
 
-    def send(self, message: dict[str, Any], buffers: Iterable = ()) -> None:
-        for packet in cut_message(message, buffers):
+    def send(self, message: dict[str, Any]) -> None:
+        for packet in cut_message(message):
             self._wire.send(packet)
 
 # %% ../../nbs/30a_kernels.wire.ipynb #4a0da2b0
@@ -161,6 +160,8 @@ class Wire:
             self._ready.append(message)
 
     def close(self) -> None:
+        "Let go of the kernel; a second time does nothing"
+        self.closed = True
         self._wire.close()
 
 # %% ../../nbs/30a_kernels.wire.ipynb #89dfaceb

@@ -1,0 +1,419 @@
+"""The engine: what a notebook says after its cells have run, stopped, crashed or printed too much."""
+
+import json
+import os
+import time
+
+import nbformat
+import pytest
+from notebooks import make_notebook, show_cells
+
+from scalekit import engine
+from scalekit.engine import Execution, Limits
+from scalekit.kernels import choose
+from scalekit.kernels.choose import KernelOrder, open_kernel
+from scalekit.kernels.client import NoWarmKernel
+from scalekit.live import LiveNotebook, recover_notebook
+from scalekit.notebook import clear_notebook
+
+pytestmark = pytest.mark.usefixtures("place")
+
+
+class Ran:
+    "An execution that is over"
+
+    def __init__(self, *cells, limits=None, path=None, secrets=(), **more):
+        self.notebook = clear_notebook(make_notebook(*cells))
+        self.live = LiveNotebook(self.notebook, path, secrets)
+        order = KernelOrder("python3", os.getcwd(), dict(os.environ), 1, ("json",), 3.0)
+        limits = limits or Limits()
+        start = time.monotonic()
+        with open_kernel(order, limits.grace) as (kernel, crash_report):
+            execution = Execution(self.notebook, kernel, self.live, limits, crash_report=crash_report, **more)
+            self.outcome = execution.run()
+        self.live.finish()
+        self.seconds = time.monotonic() - start
+        self.cells = show_cells(self.notebook)
+
+    @property
+    def marks(self):
+        return [cell.status for cell in self.cells]
+
+
+def stop_after(seconds, state="cancelled"):
+    end = time.monotonic() + seconds
+    return lambda: state if time.monotonic() > end else None
+
+
+SLEEP = "import time; print('begins', flush=True); time.sleep(60)"
+STUBBORN = """
+import time
+print("begins", flush=True)
+while True:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("not yet", flush=True)
+"""
+
+
+# Limits
+
+
+def test_a_cell_that_takes_too_long_is_interrupted_and_what_it_printed_stays():
+    ran = Ran("x = 1", SLEEP, "x", limits=Limits(cell_timeout=0.5))
+    assert ran.marks == ["completed", "failed", "not run"]
+    assert ran.cells[1].text == "begins\n"
+    assert [name for name, _ in ran.cells[1].errors] == ["KeyboardInterrupt", "CellTimeout"]
+    assert str(ran.outcome.failure) == "CellTimeout: the cell took longer than 0.5 s"
+    assert ran.seconds < 5
+
+
+def test_a_cell_that_ignores_the_interrupt_is_killed_after_the_grace():
+    ran = Ran("x = 1", STUBBORN, "x", limits=Limits(cell_timeout=0.5, grace=1.0))
+    assert ran.marks == ["completed", "failed", "not run"]
+    assert ran.cells[1].text == "begins\nnot yet\n"
+    assert [name for name, _ in ran.cells[1].errors] == ["CellTimeout"]
+    assert ran.outcome.state == "failed"
+    assert ran.seconds < 5
+
+
+def test_a_cell_may_clean_up_when_it_is_interrupted():
+    cell = f"try:\n    {SLEEP}\nfinally:\n    time.sleep(0.5); print('cleaned up')"
+    ran = Ran(cell, limits=Limits(cell_timeout=0.3))
+    assert ran.cells[0].text == "begins\ncleaned up\n"
+
+
+def test_a_run_that_takes_too_long_is_stopped_in_the_cell_where_it_is():
+    ran = Ran(*["import time; time.sleep(0.4)"] * 20, limits=Limits(run_timeout=1.0))
+    n_done = ran.marks.count("completed")
+    assert ran.marks == ["completed"] * n_done + ["failed"] + ["not run"] * (19 - n_done)
+    assert 1 <= n_done <= 3
+    assert str(ran.outcome.failure) == "RunTimeout: the run took longer than 1.0 s"
+
+
+def test_each_cell_has_its_own_time():
+    ran = Ran(*["import time; time.sleep(0.4)"] * 3, limits=Limits(cell_timeout=1.0))
+    assert ran.marks == ["completed"] * 3
+
+
+@pytest.mark.parametrize("state", ["cancelled", "preempted", "pruned"])
+def test_a_run_that_is_told_to_stop_ends_as_it_was_told_and_keeps_what_it_has(state):
+    ran = Ran("print('done')", SLEEP, "1", find_stop=stop_after(0.7, state))
+    assert (ran.outcome.state, ran.marks) == (state, ["completed", "failed", "not run"])
+    assert ran.cells[0].text + ran.cells[1].text == "done\nbegins\n"
+
+
+def test_a_stubborn_cell_does_not_survive_a_stop():
+    ran = Ran(STUBBORN, find_stop=stop_after(0.5), limits=Limits(grace=0.5))
+    assert (ran.outcome.state, ran.marks) == ("cancelled", ["failed"])
+
+
+def test_a_timeout_ends_what_the_cell_has_started():
+    cell = "import subprocess; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
+    ran = Ran(cell, limits=Limits(cell_timeout=0.5))
+    assert not os.path.exists(f"/proc/{int(ran.cells[0].text)}")
+
+
+# A kernel that dies
+
+
+@pytest.mark.parametrize(
+    "cell, sentence",
+    [
+        ("import os; os._exit(3)", "the kernel ended with exit code 3"),
+        ("import os; os._exit(0)", "the kernel ended with exit code 0"),
+        ("import os; os.kill(os.getpid(), 9)", "most often that means the machine ran out of memory"),
+        (
+            "import ctypes; ctypes.string_at(0)",
+            "the kernel ended by SIGSEGV. Fatal Python error: Segmentation fault",
+        ),
+        ("import os; os.abort()", "the kernel ended by SIGABRT"),
+    ],
+)
+def test_a_kernel_that_dies_takes_no_finished_cell_along_and_no_cell_behind_is_completed(cell, sentence):
+    ran = Ran("print('before')", f"print('last words', flush=True); {cell}", "print('behind')", "1")
+    assert ran.marks == ["completed", "failed", "not run", "not run"]
+    assert ran.outcome.state == "failed"
+    assert sentence.lower() in str(ran.outcome.failure).lower()
+    assert [cell.text for cell in ran.cells] == ["before\n", "last words\n", "", ""]
+    assert [name for name, _ in ran.cells[1].errors] == ["KernelDied"]
+
+
+def test_a_kernel_that_dies_behind_the_last_cell_changes_nothing_about_the_cells():
+    later = "import os, threading; threading.Timer({}, os._exit, [1]).start()"
+    for delay in (0.0, 0.001, 0.002, 0.004):
+        ran = Ran("1", later.format(delay))
+        assert ran.marks[0] == "completed"
+        assert (ran.outcome.state, ran.marks[1]) in {("succeeded", "completed"), ("failed", "failed")}
+
+
+def test_a_stop_that_comes_behind_the_last_cell_comes_too_late():
+    cell = "import threading, time; threading.Thread(target=time.sleep, args=[0.5]).start()"
+    ran = Ran(cell, find_stop=stop_after(0.2))
+    assert (ran.outcome.state, ran.marks) == ("succeeded", ["completed"])
+
+
+# Cells that are special
+
+
+def test_cells_with_a_skip_tag_are_not_run():
+    cells = ["print(1)", ("print(2)", "plot", "slow"), ("print(3)", "plots")]
+    ran = Ran(*cells, limits=Limits(skip_tags=("plot", "x")))
+    assert ran.marks == ["completed", "skipped", "completed"]
+    assert "".join(cell.text for cell in ran.cells) == "1\n3\n"
+    assert (ran.outcome.n_cells, ran.outcome.n_run) == (3, 2)
+
+
+def test_a_cell_that_may_raise_an_exception_does_not_end_the_run():
+    ran = Ran(("1 / 0", "raises-exception"), "print('goes on')")
+    assert (ran.outcome.state, ran.marks) == ("succeeded", ["completed", "completed"])
+    assert ran.cells[0].errors == [("ZeroDivisionError", "division by zero")]
+
+
+@pytest.mark.parametrize("leave", ["exit", "quit()", "sys.exit()", "sys.exit(0)", "raise SystemExit"])
+def test_a_cell_that_leaves_ends_the_run_early_and_well(leave):
+    ran = Ran("import sys; print('done')", leave, "print('never')", "1 / 0")
+    assert (ran.outcome.state, ran.outcome.failure) == ("succeeded", None)
+    assert ran.marks == ["completed", "completed", "skipped", "skipped"]
+
+
+@pytest.mark.parametrize("leave", ["import sys; sys.exit(2)", "raise SystemExit('no data')"])
+def test_a_cell_that_leaves_with_a_complaint_has_failed(leave):
+    ran = Ran(leave, "print('never')")
+    assert (ran.outcome.state, ran.marks) == ("failed", ["failed", "not run"])
+
+
+def test_a_cell_may_await():
+    ran = Ran("import asyncio\nawait asyncio.sleep(0.01)\nprint('awake')")
+    assert ran.cells[0].text == "awake\n"
+
+
+def test_a_cell_that_asks_for_input_fails_with_a_reason_and_does_not_wait():
+    ran = Ran("input('name?')")
+    assert ran.outcome.failure.name == "StdinNotImplementedError"
+    assert ran.seconds < 5
+
+
+def test_sources_ids_tags_and_text_cells_stay_as_they_were():
+    cells = [("x: int = 1", "parameters"), "print(x)\n", "", "# only a comment"]
+    ran, before = Ran(*cells), make_notebook(*cells)
+    after = ran.notebook["cells"]
+    assert [(c["source"], c["id"], c["metadata"]["tags"]) for c in after] == [
+        (c["source"], c["id"], c["metadata"]["tags"]) for c in before["cells"]
+    ]
+    assert ran.marks == ["completed", "completed", "", "completed"]
+
+
+def test_each_cell_says_what_it_used():
+    ran = Ran("import time; time.sleep(0.3)", "data = b'x' * 80_000_000", "del data")
+    marks = [cell["metadata"]["scalekit"] for cell in ran.notebook["cells"]]
+    assert 0.3 <= marks[0]["seconds"] < 2
+    assert marks[0]["cpu_seconds"] < 0.3
+    assert marks[1]["memory"] - marks[0]["memory"] > 70_000_000
+    assert marks[0]["memory"] > 20_000_000
+
+
+# What cells show
+
+
+def test_what_a_thread_or_a_task_prints_late_is_not_lost(tmp_path):
+    thread = "import asyncio, threading\nt = threading.Timer(0.2, print, ['late'])\nt.start()"
+    task = (
+        "async def tell():\n    await asyncio.sleep(0.1); print('later')\nwait = asyncio.create_task(tell())"
+    )
+    ran = Ran(thread, task, "await wait; t.join(); print('third')", path=tmp_path / "a.ipynb")
+    assert [cell.text for cell in ran.cells] == ["", "later\n", "late\nthird\n"]  # as a stock kernel has it
+
+
+def test_twenty_megabytes_of_output_are_kept_whole_and_in_time(tmp_path):
+    cell = "for number in range(200):\n    print(f'{number:05}' + 'x' * 100_000)"
+    ran = Ran(cell, path=tmp_path / "a.ipynb")
+    lines = ran.cells[0].text.splitlines()
+    assert [int(line[:5]) for line in lines] == list(range(200))
+    assert len(ran.cells[0].text) == 200 * 100_006
+    assert len((tmp_path / "a.ipynb").read_text()) > 20_000_000
+    assert ran.seconds < 15
+
+
+def test_two_hundred_images_are_kept(tmp_path):
+    tools = "from IPython.display import Image, display; import os"
+    show = "display(Image(data=b'\\x89PNG\\r\\n\\x1a\\n' + os.urandom(60_000)))"
+    ran = Ran(tools, *[show] * 200, path=tmp_path / "a.ipynb")
+    images = [output["data"]["image/png"] for cell in ran.notebook["cells"][1:] for output in cell["outputs"]]
+    assert len(set(images)) == 200
+    assert ran.seconds < 20
+    nbformat.validate(nbformat.read(tmp_path / "a.ipynb", 4))
+
+
+def test_a_display_is_updated_in_place():
+    ran = Ran(
+        "from IPython.display import display\nbar = display('0 %', display_id='bar')",
+        "bar.update('50 %')", "bar.update('100 %')",
+    )  # fmt: skip
+    assert [cell.results for cell in ran.cells] == [["'100 %'"], [], []]
+
+
+def test_widgets_keep_their_state():
+    ran = Ran("import ipywidgets\nbar = ipywidgets.IntProgress(value=3)\nbar", "bar.value = 7")
+    (widgets,) = ran.notebook["metadata"]["widgets"].values()
+    models = {model["model_name"]: model["state"] for model in widgets["state"].values()}
+    assert models["IntProgressModel"]["value"] == 7
+    assert "IntProgress(value=3)" in ran.cells[0].results[0]
+
+
+@pytest.mark.parametrize("text", [r"half \ud800 a pair", r"nul \x00 and bell \x07", "\\u2028 line", "☃ 雪"])
+def test_odd_characters_do_not_end_a_run(tmp_path, text):
+    ran = Ran(f"print('{text}')", f"'{text}'", "1", path=tmp_path / "a.ipynb")
+    assert (ran.outcome.state, ran.marks) == ("succeeded", ["completed"] * 3)
+    assert show_cells(json.loads((tmp_path / "a.ipynb").read_text()))[2].results == ["1"]
+
+
+# Secrets
+
+PRIVATE_KEY = "-----BEGIN KEY-----\nMIIEvQIBADANBg\nkqhkiG9w0BAQEF\n-----END KEY-----"
+
+
+@pytest.mark.parametrize("secret", ["hunter-2-hunter", "päss wörd", 'qu"o\\te', PRIVATE_KEY])
+def test_a_secret_is_in_no_file_whatever_a_cell_does_with_it(tmp_path, secret):
+    give = f"key = {secret!r}"
+    shows = "print(key)\nprint(repr(key), [key])\nkey"
+    breaks = "raise ValueError(f'login with {key} failed')"
+    ran = Ran("pass", shows, breaks, path=tmp_path / "a.ipynb", secrets=[secret], real_sources={0: give})
+    assert "failed" in ran.cells[2].errors[0][1]
+    text = (tmp_path / "a.ipynb").read_text()
+    for part in secret.splitlines():
+        assert part not in text
+        assert json.dumps(part)[1:-1] not in text
+    assert text.count("**********") >= 5
+
+
+@pytest.mark.parametrize("secret", ["text", "stream", "cells", "1", "n", '"', "{", "source", "code"])
+def test_a_secret_that_is_a_common_word_does_not_destroy_the_notebook(tmp_path, secret):
+    Ran("pass", "print('ok'); 7", path=tmp_path / "a.ipynb", secrets=[secret])
+    saved = json.loads((tmp_path / "a.ipynb").read_text())
+    nbformat.validate(saved)
+    assert [cell["cell_type"] for cell in saved["cells"]] == ["code", "code"]
+
+
+# A journal instead of whole saves
+
+
+def keep_a_journal(monkeypatch):
+    "As if saving the whole notebook took very long: after the first time all goes to the journal"
+    monkeypatch.setattr(engine, "_LOOK_EVERY", 0.02)
+    monkeypatch.setattr(LiveNotebook, "interval", 0.0)
+    monkeypatch.setattr(LiveNotebook, "share", 1e-12)
+    monkeypatch.setattr(LiveNotebook, "finish", lambda self: self._append())
+
+
+def test_a_notebook_and_its_journal_say_the_same_as_the_memory_did(tmp_path, monkeypatch):
+    keep_a_journal(monkeypatch)
+    ran = Ran(
+        "import asyncio, time\nasync def later():\n    await asyncio.sleep(0.4); print('late')\nprint('one')",
+        "task = asyncio.create_task(later()); print('two')",
+        "from IPython.display import display, clear_output\nbar = display('0 %', display_id='bar')",
+        "await asyncio.sleep(0.6); bar.update('100 %')",
+        "print('gone'); clear_output(); print('stays'); 6 * 7",
+        "1 / 0",
+        "print('never')",
+        path=(path := tmp_path / "a.ipynb"),
+    )
+    assert path.with_name(".a.ipynb.journal").exists()
+    assert len({cell.text for cell in show_cells(json.loads(path.read_text()))}) == 1  # the file lacks it all
+    found = show_cells(recover_notebook(path))
+    assert found == ran.cells
+    assert found[1].text == "two\nlate\n"
+    assert show_cells(recover_notebook(path)) == found
+
+
+def test_a_journal_that_was_cut_off_anywhere_gives_what_came_before(tmp_path, monkeypatch):
+    keep_a_journal(monkeypatch)
+    Ran(*[f"print({number})" for number in range(5)], path=(path := tmp_path / "a.ipynb"))
+    journal, saved = path.with_name(".a.ipynb.journal"), path.read_bytes()
+    lines = journal.read_bytes()
+    before = -1
+    for length in range(0, len(lines) + 1, 97):
+        path.write_bytes(saved)
+        journal.write_bytes(lines[:length])
+        texts = [cell.text for cell in show_cells(recover_notebook(path))]
+        n_printed = sum(bool(text) for text in texts)
+        assert texts[:n_printed] == [f"{number}\n" for number in range(n_printed)]
+        assert n_printed >= before
+        before = n_printed
+    assert before >= 4
+
+
+def test_a_journal_that_found_the_disk_full_for_a_while_lacks_and_repeats_nothing(tmp_path, monkeypatch):
+    keep_a_journal(monkeypatch)
+    write, moments = LiveNotebook._append, iter(range(1000))
+
+    def append(self):
+        journal = self.path.with_name(".a.ipynb.journal")
+        before = journal.stat().st_size if journal.exists() else 0
+        write(news := self) if next(moments) % 3 else write(news := replace_news(self))
+        if news is not self:
+            os.truncate(journal, before + (journal.stat().st_size - before) // 2)
+            raise OSError(28, "No space left on device")
+
+    def replace_news(self):
+        other = LiveNotebook(self.notebook, self.path)
+        other._news = list(self._news)
+        return other
+
+    monkeypatch.setattr(LiveNotebook, "_append", append)
+    monkeypatch.setattr(LiveNotebook, "finish", lambda self: write(self))
+    cells = [f"for i in range(3):\n    print({n}, i, flush=True); time.sleep(0.1)" for n in range(4)]
+    ran = Ran("import time", *cells, path=(path := tmp_path / "a.ipynb"))
+    assert show_cells(recover_notebook(path)) == ran.cells
+    assert next(moments) > 9
+
+
+def test_a_secret_is_not_in_the_journal_either(tmp_path, monkeypatch):
+    keep_a_journal(monkeypatch)
+    Ran("pass", "print(key)", "{'a': key}", "1 / len(key[:0])", path=(path := tmp_path / "a.ipynb"),
+        secrets=[PRIVATE_KEY], real_sources={0: f"key = {PRIVATE_KEY!r}"})  # fmt: skip
+    journal = path.with_name(".a.ipynb.journal").read_text()
+    assert "MIIEvQIBADANBg" not in journal + path.read_text()
+    recovered = show_cells(recover_notebook(path))
+    assert (recovered[1].text, recovered[2].results) == ("**********\n", ["{'a': '**********'}"])
+
+
+# The end, and normal kernels
+
+
+def test_exit_handlers_run_and_may_print_as_much_as_they_like(tmp_path):
+    said = tmp_path / "said.txt"
+    end = f"def end():\n    print('x' * 3_000_000)\n    pathlib.Path({str(said)!r}).write_text('bye')"
+    ran = Ran(f"import atexit, pathlib\n@atexit.register\n{end}")
+    assert (ran.outcome.state, said.read_text()) == ("succeeded", "bye")
+    assert ran.seconds < 4
+
+
+@pytest.fixture
+def no_warm_kernels(monkeypatch):
+    def refuse(*_):
+        raise NoWarmKernel("because this test says so")
+
+    monkeypatch.setattr(choose, "start_kernel", refuse)
+
+
+@pytest.mark.parametrize(
+    "cell, limits, errors",
+    [
+        ("print('ok', flush=True)", Limits(), []),
+        ("print('ok', flush=True); import os; os._exit(3)", Limits(), ["KernelDied"]),
+        (
+            "print('ok', flush=True); import time; time.sleep(60)",
+            Limits(1.0),
+            ["KeyboardInterrupt", "CellTimeout"],
+        ),
+        (STUBBORN.replace("begins", "ok"), Limits(1.0, grace=1.0), ["CellTimeout"]),
+    ],
+)
+def test_where_there_is_no_warm_kernel_a_normal_one_tells_the_same(no_warm_kernels, cell, limits, errors):
+    ran = Ran("x = 1", cell, "x", limits=limits)
+    assert ran.marks == ["completed", *(["failed", "not run"] if errors else ["completed", "completed"])]
+    assert [name for name, _ in ran.cells[1].errors] == errors
+    assert ran.cells[1].text.startswith("ok\n")
+    assert ran.seconds < 15
