@@ -51,6 +51,7 @@ STRICT = [
     (date, datetime(2026, 5, 1)),
     (date, "2026-05-01"),
     (datetime, date(2026, 5, 1)),
+    (datetime, np.datetime64("2026-05-01T00:00:00.123456789", "ns")),
     (timedelta, 3),
     (Decimal, 0.1),
     (Decimal, "0.1"),
@@ -340,6 +341,26 @@ def test_a_literal_of_a_terminal_calculates_nothing():
     ):
         assert read_literal(text) is UNKNOWN
     assert read_literal("datetime.date(2026, 5, 1)") == date(2026, 5, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "sentence"),
+    [
+        (str | Annotated[float, at.Gt(0)], -1, "must be > 0, got -1"),
+        (int | list[int], [1, "a"], "[1] must be int, got 'a'"),
+        (dict[str, list[int]], {"a": [1, None]}, "['a'][1] must be int, got None"),
+        (tuple[int, int], (1, 2, 3), "must be tuple[int, int], got (1, 2, 3)"),
+        (tuple[int, int], (1,), "must be tuple[int, int], got (1,)"),
+        (int | None, "x", "must be int | None, got 'x'"),
+        (Annotated[list[int], at.Len(2)], [1], "must be at least 2 long, got [1]"),
+        (list[Color], ["RED", "PINK"], "[1] must be one of RED, BLUE, got 'PINK'"),
+    ],
+    ids=brief,
+)
+def test_the_most_telling_reason_is_given(kind, value, sentence):
+    with pytest.raises(BadValue) as caught:
+        convert(kind, value)
+    assert str(caught.value) == sentence
 
 
 def test_a_member_of_an_integer_enum_given_for_an_integer_is_its_number():

@@ -71,6 +71,7 @@ UNREADABLE = [
     "__import__('os').system('ls')", "[1, 2][0]", "{**{}}", "9**9**9", "2**-1 ** 9**9", "[0] * 10**12",
     "'a' * 10**12", "1 << 10**12", "bytes(10**12)", "list(range(10**12))", "'%999999999d' % 1",
     "dict(**{'a': 1})", "1 / 0", "unknown_name", "np.random.rand(3)", "np.zeros(3)", "(1).__class__",
+    "int.__name__", "np.ndarray((10**12,))", "np.void(10**12)", "np.memmap('f', mode='w+', shape=1)",
     "10**5000 * 10**5000 * " * 500 + "1", "Decimal('x')", "float('x')", "date(2026, 13, 1)", "math.sqrt(2)",
     "-'a'", "eval('1')",
 ]  # fmt: skip
@@ -106,6 +107,43 @@ def test_nothing_of_the_notebook_is_executed(tmp_path):
     assert not mark.exists()
     assert "evil" not in sys.modules
     assert path.read_bytes() == before
+
+
+def test_defaults_that_would_fill_the_memory_cost_nothing():
+    begin = clock.perf_counter()
+    signature = read("""
+        a = [0] * 1000
+        b = [a] * 1000
+        c = [b] * 1000
+        d = {1: c, 2: [c] * 1000}
+        """)
+    assert clock.perf_counter() - begin < 1
+    assert [len(p.default) if p.default is not UNKNOWN else None for p in signature.parameters.values()] == [
+        1000,
+        None,
+        None,
+        None,
+    ]
+
+
+def test_long_lines_and_comments_are_read_quickly():
+    begin = clock.perf_counter()
+    read(f"x = 1  # type: {'int ' * 5000}\ny = 2")
+    with pytest.raises(BadNotebook):
+        read("x" + " " * 200_000 + "y")
+    assert clock.perf_counter() - begin < 2
+
+
+def test_a_type_that_imports_what_it_is_given_imports_nothing(tmp_path, monkeypatch):
+    (tmp_path / "evil_given.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    signature = read("""
+        from pydantic import ImportString
+        x: ImportString = 'evil_given'
+        y = pydantic.v1.utils.import_string('evil_given')
+        """)
+    assert signature.check({"x": "evil_given"}) == {"x": "evil_given"}
+    assert "evil_given" not in sys.modules
 
 
 def test_annotations_give_types():
@@ -371,6 +409,9 @@ def test_a_callers_own_copy_of_an_enum_means_the_notebooks():
     class Other(Enum):
         RED = 1
 
+    stale = Enum("Color", {"RED": 2})  # the caller's copy is of another day
+    assert "must be one of RED, BLUE" in mistake(signature.check, {"c": stale.RED})
+
     assert "must be one of RED, BLUE" in mistake(signature.check, {"c": Other.RED})
 
 
@@ -484,16 +525,16 @@ def test_a_notebook_without_a_parameters_cell_takes_none():
 
 
 def test_an_executed_notebook_can_run_again():
-    content = make_notebook("lr = 0.1", "n = 1")
+    content = make_notebook("lr = 0.1\nstep = BASE", "BASE = 10")
     injected = {
         "cell_type": "code",
         "metadata": {"tags": ["injected-parameters"]},
         "source": "lr = 0.7\nBASE = 3",
     }
-    content["cells"].insert(0, injected)
+    content["cells"].insert(1, injected)
     content["cells"].append(injected)
     signature = read_signature(content)
-    assert signature.parameters["lr"].default == 0.1
+    assert [p.default for p in signature.parameters.values()] == [0.1, 10]
     assert signature.cell == 2
 
 

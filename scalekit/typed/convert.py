@@ -41,9 +41,7 @@ def _readings(kind: Any, text: str) -> Iterator[Any]:
         yield text
     else:
         literal = read_literal(text)
-        raw_first = any(find_choices(arm) or arm is Decimal for arm in arms)
-        readings = (text, literal) if raw_first else (literal, text)
-        yield from (reading for reading in readings if reading is not UNKNOWN)
+        yield from (text,) if literal is UNKNOWN else (literal, text)
         yield from _number_words(arms, text, literal)
 
 

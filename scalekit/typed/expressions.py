@@ -10,6 +10,7 @@ import ast
 import importlib
 import math
 import operator
+import sys
 import types
 import warnings
 from collections.abc import Callable, Sized
@@ -66,16 +67,22 @@ CONSTRUCTORS = {
 }
 
 # %% ../../nbs/20c_typed.expressions.ipynb #243e8f37
+DECLARING = {"annotated_types", "pydantic.fields", "pydantic.types", "pydantic.networks"}
+
+
 def _may_call(thing: Any) -> bool:
     "Whether calling `thing` only builds a value"
     if getattr(thing, "__name__", "") in ("fromisoformat", "fromhex"):
         return getattr(thing, "__self__", None) in CONSTRUCTORS
-    family = getattr(thing, "__module__", None) or ""
-    if family.partition(".")[0] in ("annotated_types", "pydantic"):
+    if getattr(thing, "__module__", "") in DECLARING:
         return True
-    if family == "numpy":
-        return getattr(thing, "__name__", "") in ("array", "dtype") or hasattr(thing, "dtype")
-    return thing in CONSTRUCTORS or (isinstance(thing, type) and issubclass(thing, Enum))
+    numpy = sys.modules.get("numpy")
+    if numpy and (thing is numpy.array or thing is numpy.dtype):
+        return True
+    if not isinstance(thing, type):
+        return False
+    is_scalar = numpy is not None and issubclass(thing, numpy.generic) and thing is not numpy.void
+    return thing in CONSTRUCTORS or issubclass(thing, Enum) or is_scalar
 
 # %% ../../nbs/20c_typed.expressions.ipynb #6688b7d7
 @dataclass(frozen=True)
@@ -117,7 +124,10 @@ class Scope:
         return value
 
 # %% ../../nbs/20c_typed.expressions.ipynb #44bcc396
-FAILURES = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError, SyntaxError)
+FAILURES = (
+    *(TypeError, ValueError, ArithmeticError, AttributeError, LookupError),
+    *(RecursionError, SyntaxError, MemoryError),
+)
 
 # %% ../../nbs/20c_typed.expressions.ipynb #2608df89
 def evaluate(
@@ -155,7 +165,7 @@ def _evaluate(node: Any, scope: Scope) -> Any:
     raise Unreadable(f"{type(node).__name__} is not known without running it")
 
 # %% ../../nbs/20c_typed.expressions.ipynb #a239cc3e
-MAX_SIZE = 10_000_000  # elements, or bits of an integer
+MAX_SIZE = 1_000_000  # elements, or bits of an integer
 UNARY: dict[type, Callable[[Any], Any]] = {
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,

@@ -33,13 +33,16 @@ from .static import Modules, follow
 from ..values import enum_name, to_source
 
 # %% ../../nbs/20i_typed.parameters.ipynb #68aada17
+MAX_TYPE_WORDS = 20
+
+
 def _split_type_comment(comment: str, scope: Scope) -> tuple[str, Any, str]:
     "Annotation, its type and the help in a comment"
     match = re.match(r"type:\s*", comment)
     if not match:
         return "", UNKNOWN, comment
     words = comment[match.end() :].split(" ")
-    for n in range(len(words), 0, -1):
+    for n in range(min(len(words), MAX_TYPE_WORDS), 0, -1):
         text = " ".join(words[:n]).strip(" #")
         kind = _read_type(text, scope) if "#" not in text else UNKNOWN
         if kind is not UNKNOWN:
@@ -174,9 +177,21 @@ def _with_defaults(found: dict[str, Parameter], scope: Scope) -> dict[str, Param
         complete[name] = replace(parameter, type=kind, default=value)
     return complete
 
+# %% ../../nbs/20i_typed.parameters.ipynb #71fe9b11
+MAX_ITEMS = 100_000  # in a default that is shown and checked; three lines of source can nest 10**18 of them
+
 
 def _is_writable(value: Any) -> bool:
-    "False for what is no value of a parameter, such as a pydantic `Field`"
+    "False for what is no value of a parameter, such as a pydantic `Field`, and for what is too large to show"
+    waiting, n_items = [value], 0
+    while waiting:
+        item = waiting.pop()
+        inside = (*item.keys(), *item.values()) if isinstance(item, dict) else item
+        if isinstance(item, list | tuple | set | frozenset | dict):
+            n_items += len(inside)
+            if n_items > MAX_ITEMS:
+                return False
+            waiting += inside
     try:
         to_source(value)
     except ScaleKitError:

@@ -201,6 +201,8 @@ def prepare(
         return Union[tuple(prepare(arm) for arm in args)]  # noqa: UP007  # the arms are known at run time only
     if isinstance(kind, type) and issubclass(kind, Enum):
         return _before(kind, _restore_enum, kind)
+    if getattr(kind, "__name__", "") == "ImportString":  # it would run a module to look at a value
+        return Any
     if kind in TEXT_OF or kind is Path:
         return _before(kind, _restore_leaf, kind)
     if _is_numpy(origin or kind):
