@@ -21,19 +21,19 @@ _home = {name: module for module, names in _public.items() for name in names.spl
 __all__ = ["__version__", *_home]
 
 if TYPE_CHECKING:  # the same names once more, for mypy and editors
+    from .config import load_settings as load_settings
     from .context import artifact as artifact
     from .context import current_run as current_run
     from .context import log as log
     from .context import record as record
+    from .core import ScaleKitError as ScaleKitError
     from .runner import Run as Run
     from .runner import RunFailed as RunFailed
     from .runner import run as run
     from .runner import runs as runs
+    from .store import Store as Store
     from .sweeps import Sweep as Sweep
     from .sweeps import sweep as sweep
-    from .config import load_settings as load_settings
-    from .core import ScaleKitError as ScaleKitError
-    from .store import Store as Store
     from .template import copy_template as copy_template
     from .template import list_templates as list_templates
 
