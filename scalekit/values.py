@@ -200,7 +200,7 @@ def _find_enum(name: str, enums: Mapping[str, type[Enum]]) -> type[Enum]:
     if name in enums:
         return enums[name]
     module, _, rest = name.rpartition(".")
-    found = getattr(sys.modules.get(module), rest, None)
+    found = getattr(sys.modules.get(module or "__main__"), rest, None)
     if not (isinstance(found, type) and issubclass(found, Enum)):
         raise UnreadableValue(f"no Enum {name} is known here. Use `read_signature(notebook).from_json`")
     return found

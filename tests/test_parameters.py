@@ -266,6 +266,23 @@ def test_comments_are_help():
     assert signature.parameters["j"].type == dict[str, int] | None
 
 
+def test_a_description_in_the_type_is_help_where_no_comment_is():
+    signature = read("""
+        from typing import Annotated
+        from pydantic import Field
+        from typing_extensions import Doc
+        a: Annotated[int, Field(gt=0, description="how many")] = 1
+        b: Annotated[int, Doc("which")] = 1
+        c: Annotated[int, Doc("which")] = 1  # the comment
+        """)
+    assert [p.help for p in signature.parameters.values()] == ["how many", "which", "the comment"]
+
+
+def test_an_annotation_that_names_itself_ends():
+    signature = read("A = 'A'\nx: A = 1\ny: \"'int'\" = 1")
+    assert [p.type for p in signature.parameters.values()] == [str, Any, int]
+
+
 def test_names_that_are_no_parameters_are_left_out():
     signature = read(
         """

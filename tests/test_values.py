@@ -101,6 +101,11 @@ def test_torch_number_types_are_values():
     assert from_json(json.loads(json.dumps(to_json(torch.float16)))) is torch.float16
 
 
+def test_code_of_the_notebook_gets_its_own_enum_members_back(monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "Color", Color, raising=False)
+    assert from_json(to_json([Color.RED])) == [Color.RED]
+
+
 def test_the_same_set_always_gives_the_same_text():
     words = {f"word{i}" for i in range(50)}
     script = "from scalekit.values import to_source; print(to_source({f'word{i}' for i in range(50)}))"

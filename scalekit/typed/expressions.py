@@ -67,7 +67,7 @@ CONSTRUCTORS = {
 }
 
 # %% ../../nbs/20c_typed.expressions.ipynb #243e8f37
-DECLARING = {"annotated_types", "pydantic.fields", "pydantic.types", "pydantic.networks"}
+DECLARING = {"annotated_types", "typing_extensions", "pydantic.fields", "pydantic.types", "pydantic.networks"}
 
 
 def _may_call(thing: Any) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Final, get_args, get_origin
 
 from ..core import ScaleKitError
 from .expressions import TRUSTED, UNKNOWN, Scope, Unreadable, evaluate, parse
-from .kinds import describe_allowed, describe_type, find_choices, is_secret_type
+from .kinds import describe_allowed, describe_type, find_choices, find_details, is_secret_type
 from scalekit.typed.source import (
     BadNotebook,
     Notebook,
@@ -32,7 +32,7 @@ from scalekit.typed.source import (
 from .static import Modules, follow
 from ..values import enum_name, to_source
 
-# %% ../../nbs/20i_typed.parameters.ipynb #68aada17
+# %% ../../nbs/20i_typed.parameters.ipynb #de48612b
 MAX_TYPE_WORDS = 20
 
 
@@ -53,11 +53,12 @@ def _split_type_comment(comment: str, scope: Scope) -> tuple[str, Any, str]:
 def _read_type(text: str, scope: Scope) -> Any:
     "The type that an annotation means; UNKNOWN where only a run would tell"
     try:
-        value = evaluate(parse(f"({text}\n)", "eval").body, scope)
+        tree = parse(f"({text}\n)", "eval").body
+        if isinstance(tree, ast.Constant) and isinstance(tree.value, str):  # an annotation in quotes
+            return _read_type(tree.value, scope)
+        value = evaluate(tree, scope)
     except (SyntaxError, ValueError, Unreadable):
         return UNKNOWN
-    if isinstance(value, str):  # an annotation in quotes
-        return _read_type(value, scope)
     if get_origin(value) is Final:
         return get_args(value)[0]
     return value if value is None or isinstance(value, type) or get_origin(value) else UNKNOWN
@@ -122,9 +123,7 @@ def _assignments(body: list[ast.stmt]) -> Iterator[tuple[ast.stmt, str, ast.expr
             case ast.Assign(targets=targets, value=value):
                 for target in targets:
                     yield from ((statement, *pair) for pair in _pairs(target, value))
-            case ast.If(body=inner, orelse=other):
-                yield from _assignments([*inner, *other])
-            case ast.Try(body=inner, orelse=other):
+            case ast.If(body=inner, orelse=other) | ast.Try(body=inner, orelse=other):
                 yield from _assignments([*inner, *other])
 
 
@@ -174,8 +173,15 @@ def _with_defaults(found: dict[str, Parameter], scope: Scope) -> dict[str, Param
             continue
         value = value if _is_writable(value) else UNKNOWN
         kind = _settle_type(parameter.type, bool(parameter.annotation), value)
-        complete[name] = replace(parameter, type=kind, default=value)
+        help = parameter.help or _find_description(kind)
+        complete[name] = replace(parameter, type=kind, default=value, help=help)
     return complete
+
+
+def _find_description(kind: Any) -> str:
+    "Text of `Field(description=...)` or `Doc(...)`"
+    texts = (getattr(d, "description", None) or getattr(d, "documentation", None) for d in find_details(kind))
+    return next((text for text in texts if text), "")
 
 # %% ../../nbs/20i_typed.parameters.ipynb #71fe9b11
 MAX_ITEMS = 100_000  # in a default that is shown and checked; three lines of source can nest 10**18 of them
