@@ -1193,4 +1193,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'scalekit.workers.scale_workers': ('workers.html#scale_workers', 'scalekit/workers.py'),
                                   'scalekit.workers.scheduler_of': ('workers.html#scheduler_of', 'scalekit/workers.py'),
                                   'scalekit.workers.start_cpu_workers': ('workers.html#start_cpu_workers', 'scalekit/workers.py'),
-                                  'scalekit.workers.start_gpu_workers': ('workers.html#start_gpu_workers', 'scalekit/workers.py')}}}
+                                  'scalekit.workers.start_gpu_workers': ('workers.html#start_gpu_workers', 'scalekit/workers.py'),
+                                  'scalekit.workers.stop_workers': ('workers.html#stop_workers', 'scalekit/workers.py')}}}

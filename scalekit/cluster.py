@@ -24,6 +24,7 @@ from scalekit.workers import (
     scheduler_of,
     start_cpu_workers,
     start_gpu_workers,
+    stop_workers,
 )
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Cluster:
         "End the client and what was started here; a cluster attached to lives on"
         self.client.close()
         if self._local is not None:
-            self._local.close()
+            stop_workers(self._local)
 
     def _workers(self):
         "What the scheduler knows about workers that live, by address, in the order of their names"
