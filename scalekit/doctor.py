@@ -41,7 +41,8 @@ def _look_at_machine() -> Iterator[Finding]:
     yield Finding("memory", human_bytes(total_memory()))
     try:
         for gpu in require_gpus():
-            yield Finding("gpu", f"{gpu.index}: {gpu.name}, {human_bytes(gpu.memory)}, {gpu.uuid}")
+            memory = "" if gpu.memory is None else f", {human_bytes(gpu.memory)}"
+            yield Finding("gpu", f"{gpu.index}: {gpu.name}{memory}, {gpu.uuid}")
     except NoGpu as reason:
         yield Finding("gpu", f"none: {reason}")
     except UnknownGpu as error:
@@ -51,11 +52,16 @@ def _look_at_machine() -> Iterator[Finding]:
 def _look_at_store(settings: Settings) -> Iterator[Finding]:
     near = next(path for path in (settings.store, *settings.store.parents) if path.exists())
     free = shutil.disk_usage(near).free
-    mend = None if free > _WANTED_DISK else f"free some space, or set store in {settings.folder / 'scalekit.toml'}"
+    mend = (
+        None
+        if free > _WANTED_DISK
+        else f"free some space, or set store in {settings.folder / 'scalekit.toml'}"
+    )
     yield Finding("store", f"{settings.store}, {human_bytes(free)} free", mend, fine=mend is None)
 
 # %% ../nbs/89_doctor.ipynb #19f2e1e5
-_PACKAGES = ("scalekit", "torch", "dask", "distributed", "papermill", "jupyterlab", "ipykernel", "wandb", "numpy", "pandas")
+_PACKAGES = ("scalekit", "torch", "dask", "distributed", "papermill", "jupyterlab", "ipykernel", "wandb", "numpy",
+             "pandas")  # fmt: skip
 
 
 def _look_at_packages() -> Iterator[Finding]:
@@ -66,7 +72,9 @@ def _look_at_packages() -> Iterator[Finding]:
     if _has_gpu():
         for name in ("dask-cuda", "cupy-cuda13x"):
             if _version(name) is None and _version(name.replace("13", "12")) is None:
-                yield Finding("packages", f"{name} is missing", 'pip install "scalekit[gpu13]" (or gpu12)', fine=False)
+                yield Finding(
+                    "packages", f"{name} is missing", 'pip install "scalekit[gpu13]" (or gpu12)', fine=False
+                )
 
 
 def _version(name: str) -> str | None:
@@ -100,8 +108,9 @@ def _look_at_kernels(settings: Settings) -> Iterator[Finding]:
         yield Finding("kernels", str(error), "runs use normal kernels, which start slower")
         return
     yield Finding("kernels", f"warm with {', '.join(settings.preload)}")
-    for module, error in server["failed"].items():
-        yield Finding("kernels", f"{module} can't be imported ahead: {error}", "install it, or change preload in scalekit.toml")
+    for module, why in server["failed"].items():
+        mend = "install it, or change preload in scalekit.toml"
+        yield Finding("kernels", f"{module} can't be imported ahead: {why}", mend)
     for hazard in server["hazards"]:
         yield Finding("kernels", hazard, "runs use normal kernels; change preload in scalekit.toml")
 

@@ -76,6 +76,8 @@ class LiveNotebook:
         self._price = self._saved - start
 
     def _append(self) -> None:
+        if self.path is None:
+            return
         lines = [json.dumps(self._redact(news), default=repr) for news in self._news]
         with open(find_journal(self.path), "a") as journal:
             journal.write("\n".join(["", *lines, ""]))  # begins anew: a full disk may have left half a line
@@ -122,16 +124,16 @@ def recover_notebook(
     notebook = read_notebook(path)
     journal = find_journal(path)
     if journal.exists():
-        _replay(notebook, journal.read_text())
+        _replay(notebook, journal.read_bytes())
         save_notebook(notebook, path)
         journal.unlink(missing_ok=True)
     return notebook
 
 # %% ../nbs/32c_live.ipynb #6bace71b
-def _replay(notebook: dict, text: str) -> None:
+def _replay(notebook: dict, lines: bytes) -> None:
     outputs = Outputs(reply=lambda message: None)
     done = notebook["metadata"].get("scalekit", {}).get("journal", 0)
-    for news in parse_events(text.encode()):
+    for news in parse_events(lines):
         if news["n"] <= done:
             continue
         done = news["n"]

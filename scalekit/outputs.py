@@ -80,7 +80,7 @@ class Outputs:
     def _take_output(self, request: str, message: Message) -> None:
         output = _to_output(message)
         display = (message["content"].get("transient") or {}).get("display_id")
-        for shown in self._displays.get(display, ()):
+        for shown in self._displays.get(display, ()) if display else ():
             shown.update(data=output["data"], metadata=output["metadata"])
         if message["header"]["msg_type"] == "update_display_data":
             return
@@ -111,7 +111,9 @@ class Widgets:
         self._reply = reply
         self._states: dict[str, dict] = {}  # By comm id
         self._buffers: dict[str, dict[tuple, dict]] = {}  # By comm id, then path within the state
-        self._catchers: dict[str, list[str]] = {}  # Comm ids of open `Output` widgets by request, last one first served
+        self._catchers: dict[
+            str, list[str]
+        ] = {}  # Comm ids of open `Output` widgets by request, last one first served
         self._clear_next: set[str] = set()
 
     def take(self, message: Message) -> None:
@@ -125,7 +127,10 @@ class Widgets:
         for path, buffer in zip(data.get("buffer_paths", ()), message["buffers"], strict=False):
             text = base64.b64encode(buffer).decode()
             buffers[tuple(path)] = {"data": text, "encoding": "base64", "path": path}
-        if message["header"]["msg_type"] == "comm_msg" and self._states[comm].get("_model_name") == "OutputModel":
+        if (
+            message["header"]["msg_type"] == "comm_msg"
+            and self._states[comm].get("_model_name") == "OutputModel"
+        ):
             self._open_or_close(comm, data["state"])
 
     def _open_or_close(self, comm: str, change: dict) -> None:
@@ -149,7 +154,9 @@ class Widgets:
         self._set_outputs(catchers[-1], outputs, parent)
         return True
 
-    def catch_clear(self, request: str, wait: bool, parent: dict) -> bool:  # Whether an `Output` widget took it
+    def catch_clear(
+        self, request: str, wait: bool, parent: dict
+    ) -> bool:  # Whether an `Output` widget took it
         "Clear the innermost open `Output` widget"
         if not (catchers := self._catchers.get(request)):
             return False
@@ -162,17 +169,29 @@ class Widgets:
     def _set_outputs(self, comm: str, outputs: list[dict], parent: dict) -> None:
         self._states[comm]["outputs"] = outputs
         data = {"method": "update", "state": {"outputs": outputs}, "buffer_paths": []}
-        header = {"msg_id": f"{comm}-{len(outputs)}", "msg_type": "comm_msg", "username": "", "session": "", "version": "5.4"}
+        header = {
+            "msg_id": f"{comm}-{len(outputs)}",
+            "msg_type": "comm_msg",
+            "username": "",
+            "session": "",
+            "version": "5.4",
+        }
         content = {"comm_id": comm, "data": data}
         self._reply({"header": header, "parent_header": parent, "metadata": {}, "content": content})
 
     def describe(self) -> dict[str, Any]:  # Empty, or the notebook's metadata under `widgets`
         "State of all widgets as Jupyter saves it"
-        models = {comm: self._describe_model(comm, state) for comm, state in self._states.items() if "_model_name" in state}
+        models = {
+            comm: self._describe_model(comm, state)
+            for comm, state in self._states.items()
+            if "_model_name" in state
+        }
         version = {"state": models, "version_major": 2, "version_minor": 0}
         return {"application/vnd.jupyter.widget-state+json": version} if models else {}
 
     def _describe_model(self, comm: str, state: dict) -> dict[str, Any]:
-        names = {name: state.get(f"_{name}") for name in ("model_name", "model_module", "model_module_version")}
+        names = {
+            name: state.get(f"_{name}") for name in ("model_name", "model_module", "model_module_version")
+        }
         buffers = list(self._buffers.get(comm, {}).values())
         return {**names, "state": state, **({"buffers": buffers} if buffers else {})}

@@ -45,9 +45,14 @@ class ScaleKitEngine(Engine):
         named = {name: options[name] for name in ("run_timeout", "grace", "skip_tags") if name in options}
         limits = Limits(cell_timeout=execution_timeout or options.get("timeout"), **named)
         settings = load_settings()
-        order = KernelOrder(kernel_name, os.getcwd(), dict(os.environ), n_cores(), settings.preload, settings.linger)
+        order = KernelOrder(
+            kernel_name, os.getcwd(), dict(os.environ), n_cores(), settings.preload, settings.linger
+        )
         mark_pending(nb_man.nb)
-        with open_kernel(order, limits.grace, logger.info) as (kernel, crash_report), _own_saving(nb_man) as live:
+        with (
+            open_kernel(order, limits.grace, logger.info) as (kernel, crash_report),
+            _own_saving(nb_man) as live,
+        ):
             Execution(
                 nb_man.nb, kernel, live, limits, crash_report=crash_report,
                 on_event=partial(_tell_manager, nb_man),

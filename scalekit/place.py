@@ -27,7 +27,10 @@ def execute_in_slot(
     slot = slots.get(get_worker().address)
     if slot is None:
         return execute_run(order)
-    environment = {**order.environment, **({"CUDA_VISIBLE_DEVICES": ",".join(slot.gpus)} if slot.gpus else {})}
+    environment = {
+        **order.environment,
+        **({"CUDA_VISIBLE_DEVICES": ",".join(slot.gpus)} if slot.gpus else {}),
+    }
     return execute_run(replace(order, threads=slot.threads, environment=environment))
 
 # %% ../nbs/34a_place.ipynb #8e5a8f1c
@@ -100,4 +103,4 @@ class Placement:
 
     def _address(self) -> str:
         scheduler = self.cluster.client.scheduler
-        return scheduler.address if scheduler is not None else "its address"
+        return str(scheduler.address) if scheduler is not None else "its address"

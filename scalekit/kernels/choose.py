@@ -32,12 +32,17 @@ def open_kernel(
     order: KernelOrder,  # What is wanted
     grace: float = 5.0,  # For exit handlers at the end [s]
     on_note: Callable[[str], None] = lambda text: None,  # Told why the kernel is not a warm one
-) -> Iterator[tuple[WarmKernel | StockKernel, Callable[[], str]]]:  # The kernel, and what tells its last words
+) -> Iterator[
+    tuple[WarmKernel | StockKernel, Callable[[], str]]
+]:  # The kernel, and what tells its last words
     "A kernel that ends with the block; raises `UnknownKernel`"
     crash_log = os.memfd_create("scalekit-crash", os.MFD_CLOEXEC)
     kernel = _start(order, crash_log, on_note)
     try:
         yield kernel, lambda: _read_crash(crash_log)
+    except BaseException:
+        grace = 0.0  # who is in trouble does not wait for exit handlers
+        raise
     finally:
         kernel.close(grace)
         os.close(crash_log)
@@ -48,7 +53,9 @@ def _start(order: KernelOrder, crash_log: int, on_note: Callable[[str], None]) -
         on_note(f"kernel {order.name!r} runs in another interpreter, so it is started and not forked")
         return start_stock_kernel(order.name, order.folder, order.environment)
     try:
-        return start_kernel(order.preload, order.linger, order.folder, order.environment, order.threads, crash_log)
+        return start_kernel(
+            order.preload, order.linger, order.folder, order.environment, order.threads, crash_log
+        )
     except NoWarmKernel as reason:
         on_note(f"no warm kernel: {reason}. A normal one is used")
         return start_stock_kernel(order.name, order.folder, order.environment)

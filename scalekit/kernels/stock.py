@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from functools import cache
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,9 @@ def is_own_kernel(
         command = manager.get_kernel_spec(name).argv
     except NoSuchKernel:
         known = suggest(name, manager.find_kernel_specs())
-        raise UnknownKernel(f"kernel {name!r} is not installed. {known}. See: jupyter kernelspec list") from None
+        raise UnknownKernel(
+            f"kernel {name!r} is not installed. {known}. See: jupyter kernelspec list"
+        ) from None
     return command[1:3] == ["-m", "ipykernel_launcher"] and _is_this_python(command[0])
 
 # %% ../../nbs/30g_kernels.stock.ipynb #58884987
@@ -55,9 +58,10 @@ class StockKernel:
 
     def __init__(self, manager: "KernelManager", client: "BlockingKernelClient") -> None:
         self._manager, self._client = manager, client
-        self.pid: int = manager.provisioner.pid  # type: ignore[union-attr, attr-defined, assignment]
+        provisioner: Any = manager.provisioner
+        self.pid: int = provisioner.pid
+        self._process: Any = provisioner.process
         self.exit_code: int | None = None
-        self._process = manager.provisioner.process  # type: ignore[union-attr, attr-defined]
         self._open = True
 
     def send(self, message: dict[str, Any]) -> None:
@@ -74,7 +78,7 @@ class StockKernel:
             poller.register(channel.socket, zmq.POLLIN)
         while True:
             left = 0.5 if end is None else max(0.0, min(0.5, end - monotonic()))
-            for socket, _ in poller.poll(left * 1000):
+            for socket, _ in poller.poll(int(left * 1000)):
                 return self._read(socket)
             if self.dead or (end is not None and monotonic() >= end):
                 return None
@@ -106,10 +110,8 @@ class StockKernel:
             self._manager.shutdown_wait_time = grace
             self._client.stop_channels()
             self._manager.shutdown_kernel(now=not grace)
-            try:
+            with suppress(ProcessLookupError, PermissionError):  # nothing is left of its group
                 os.killpg(self.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass  # nothing is left of its group
         return self.wait(1.0)
 
 # %% ../../nbs/30g_kernels.stock.ipynb #3428956f

@@ -38,7 +38,14 @@ def read_figures(name: str) -> list[dict]:
 
 
 def describe_machine() -> str:
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        "",
+    )
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return f"{len(os.sched_getaffinity(0))} cores of {cpu or platform.machine()}, Python {platform.python_version()}, {versions}"
 
@@ -47,8 +54,15 @@ def write_table(parts: dict[str, list[dict]]) -> None:
     lines = ["# How fast it is", "", "Written by `make bench`: medians, both ways in turn on the same machine. The machine was shared, so the",
              "ratios tell more than the times.", "", f"Machine and versions: {describe_machine()}.", ""]  # fmt: skip
     for name, figures in parts.items():
-        lines += [f"## {name}", "", "| what | scalekit | compared to | ratio | goal |", "| --- | --- | --- | --- | --- |"]
-        lines += [f"| {f['what']} | {f['ours']} | {f['theirs']} | {f['ratio']:.2f} | {f['goal']} |" for f in figures]
+        lines += [
+            f"## {name}",
+            "",
+            "| what | scalekit | compared to | ratio | goal |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {f['what']} | {f['ours']} | {f['theirs']} | {f['ratio']:.2f} | {f['goal']} |" for f in figures
+        ]
         lines.append("")
     table.write_text("\n".join(lines))
 

@@ -31,9 +31,16 @@ def by_nbclient(notebook: Path) -> None:
 
 
 def single_runs(folder: Path) -> Iterator[Figure]:
-    for name, cells, goal in (("trivial", books.TRIVIAL, "6 times faster"), ("torch", books.TORCH, "12 times faster")):
+    for name, cells, goal in (
+        ("trivial", books.TRIVIAL, "6 times faster"),
+        ("torch", books.TORCH, "12 times faster"),
+    ):
         notebook = books.write_notebook(folder / f"{name}.ipynb", cells)
-        times = pair(lambda nb=notebook: sk.run(nb, n=1), lambda nb=notebook: by_papermill(nb, folder / "out.ipynb"), N_PAIRS)
+        times = pair(
+            lambda nb=notebook: sk.run(nb, n=1),
+            lambda nb=notebook: by_papermill(nb, folder / "out.ipynb"),
+            N_PAIRS,
+        )
         yield compare(f"one run, {name} notebook, against papermill's API in a warm process", *times, goal)
 
 
@@ -43,8 +50,12 @@ def long_notebooks(folder: Path) -> Iterator[Figure]:
     yield compare("500 trivial cells, against papermill", *times, "at most 5 % of its time", faster=False)
     for name, cells in (("20 MB of print", books.LOUD), ("200 images", books.IMAGES)):
         notebook = books.write_notebook(folder / "long.ipynb", cells)
-        times = pair(lambda nb=notebook: sk.run(nb), lambda nb=notebook: by_nbclient(nb), max(3, N_PAIRS // 2))
-        yield compare(f"{name}, against nbclient without saving", *times, "at most 1.05 of its time", faster=False)
+        times = pair(
+            lambda nb=notebook: sk.run(nb), lambda nb=notebook: by_nbclient(nb), max(3, N_PAIRS // 2)
+        )
+        yield compare(
+            f"{name}, against nbclient without saving", *times, "at most 1.05 of its time", faster=False
+        )
 
 
 def throughput(folder: Path) -> Iterator[Figure]:
@@ -60,7 +71,9 @@ def throughput(folder: Path) -> Iterator[Figure]:
     yield Figure(f"{N_RUNS} torch notebooks on 2 slots, against papermill's API in 2 processes", seconds(ours), seconds(theirs),
                  theirs / ours, "12 times the throughput, aim 15")  # fmt: skip
     busy = sum(row["seconds"] for row in sweep.rows) / (2 * ours)
-    yield Figure("idle share of the slots in that sweep", f"{100 * (1 - busy):.1f} %", "", 1 - busy, "under 5 %")
+    yield Figure(
+        "idle share of the slots in that sweep", f"{100 * (1 - busy):.1f} %", "", 1 - busy, "under 5 %"
+    )
 
 
 def _time(text: str) -> float:
@@ -78,8 +91,16 @@ def many_queued(folder: Path) -> Iterator[Figure]:
     ends = sorted(_time(row["ended"]) for row in sweep.rows)
     first, last = ends[99] - ends[0], ends[-1] - ends[-100]
     grown = (max(memory) - memory[0]) / 1e6
-    yield Figure("1,000 queued runs: growth of the controller's memory", f"{grown:.0f} MB", "", grown, "under 50 MB")
-    yield Figure("1,000 queued runs: the last hundred against the first", seconds(last), seconds(first), last / first, "at most 1")
+    yield Figure(
+        "1,000 queued runs: growth of the controller's memory", f"{grown:.0f} MB", "", grown, "under 50 MB"
+    )
+    yield Figure(
+        "1,000 queued runs: the last hundred against the first",
+        seconds(last),
+        seconds(first),
+        last / first,
+        "at most 1",
+    )
 
 
 def measure() -> Iterator[Figure]:

@@ -20,7 +20,9 @@ class Figure:
         return asdict(self)
 
 
-def pair(ours: Callable[[], object], theirs: Callable[[], object], n: int, warm_up: int = 1) -> tuple[list[float], list[float]]:
+def pair(
+    ours: Callable[[], object], theirs: Callable[[], object], n: int, warm_up: int = 1
+) -> tuple[list[float], list[float]]:
     "Times [s] of two ways in turn, so that a slow minute of the machine meets both"
     for _ in range(warm_up):
         ours(), theirs()
@@ -38,7 +40,13 @@ def compare(what: str, ours: list[float], theirs: list[float], goal: str, faster
     ratios = sorted(t / o if faster else o / t for o, t in zip(ours, theirs, strict=True))
     middle = statistics.median(ratios)
     spread = f"{middle:.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
-    return Figure(what, seconds(statistics.median(ours)), seconds(statistics.median(theirs)), middle, f"{goal}; got {spread}")
+    return Figure(
+        what,
+        seconds(statistics.median(ours)),
+        seconds(statistics.median(theirs)),
+        middle,
+        f"{goal}; got {spread}",
+    )
 
 
 def seconds(value: float) -> str:
