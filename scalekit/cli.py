@@ -142,7 +142,6 @@ def _runs(args: argparse.Namespace) -> int:
     from scalekit.runner import open_store
 
     store = open_store(args.store)
-    store.reap()
     rows = store.list_runs(limit=args.limit, state=args.state, sweep=args.sweep, notebook=args.notebook)
     if args.json:
         _print_json(rows)
@@ -156,9 +155,7 @@ def _runs(args: argparse.Namespace) -> int:
 def _show_run(args: argparse.Namespace) -> int:
     from scalekit.runner import open_store
 
-    store = open_store(args.store)
-    store.reap()
-    bundle = store.open_run(args.run)
+    bundle = open_store(args.store).open_run(args.run)
     if args.json:
         _print_json({**bundle.summary(), "asked": bundle.asked, "events": bundle.events()})
         return 0
@@ -290,6 +287,9 @@ def main(
     except ScaleKitError as error:
         print(f"scalekit: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # for the second time; the first asks what runs to end well
+        print("scalekit: interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `scalekit runs | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

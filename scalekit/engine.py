@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from .core import human_seconds, utc_now
 from .live import LiveNotebook
+from .notebook import add_error
 from .outputs import Outputs, join_streams
 from .typed.source import find_tags
 
@@ -156,13 +157,6 @@ def _mark_done(cell: dict, status: str, seconds: float, usage: dict) -> dict:
     cell["metadata"]["execution"]["shell.execute_reply"] = utc_now()
     return cell["metadata"]["scalekit"]
 
-
-def _add_error(cell: dict, failure: Failure) -> None:
-    text = f"\x1b[0;31m{failure.name}\x1b[0m: {failure.text}"
-    cell["outputs"].append(
-        {"output_type": "error", "ename": failure.name, "evalue": failure.text, "traceback": [text]}
-    )
-
 # %% ../nbs/32d_engine.ipynb #7bf6d343
 @dataclass
 class Execution:
@@ -231,7 +225,7 @@ class Execution:
                 return "succeeded", None
             return "failed", Failure(index, reply["content"]["ename"], reply["content"]["evalue"])
         failure = Failure(index, name, text)
-        _add_error(cell, failure)
+        add_error(cell, failure.name, failure.text)
         return state, failure
 
     def _explain_death(self) -> str:

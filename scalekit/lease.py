@@ -125,12 +125,15 @@ def why_lost(
     if not os.path.lexists(path):
         return None  # nobody ever took it, so nobody can be gone
     lost, lease = "", Path(path)
-    while os.path.isfile(lease):
-        holder, owner = _read_lease(lease)
-        if _is_alive(holder, now - lease.stat().st_mtime):
-            return None
-        lost = lost or f"{holder or 'its process'} is gone"
-        lease = lease.parent / (owner or "")  # a folder, if nobody answers for the run
+    try:
+        while lease.is_file():
+            holder, owner = _read_lease(lease)
+            if _is_alive(holder, now - lease.stat().st_mtime):
+                return None
+            lost = lost or f"{holder or 'its process'} is gone"
+            lease = lease.parent / (owner or "")  # a folder, if nobody answers for the run
+    except FileNotFoundError:  # somebody ends the run at this moment; whether rightly, the next look tells
+        return None
     return lost or "the process that queued it has ended"
 
 

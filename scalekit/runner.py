@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -24,12 +25,14 @@ from .config import Settings, load_settings
 from .core import ScaleKitError, human_bytes, human_seconds
 from .devices import n_cores
 from .engine import Limits
-from .execute import RunOrder, catch_signals, execute_run, request_stop
+from .events import StoreError, explain_os_error
+from .execute import RunOrder, catch_signals, end_lost_run, end_lost_runs, execute_run, request_stop
 from .lease import Lease
-from .notebook import clear_notebook, hash_notebook, inject_parameters, read_notebook, save_notebook
+from .notebook import clear_notebook, inject_parameters, read_source, save_notebook
 from .profile import Profile
 from .signature import read_signature, secret_texts, to_json, to_source
 from .store import Store
+from .summary import ENDED, fingerprint
 
 if TYPE_CHECKING:
     import pandas
@@ -49,6 +52,11 @@ class RunPlan:
     def parameters(self) -> dict[str, Any]:  # As saved: faithful JSON, secrets masked
         return {name: to_json(value) for name, value in self.values.items()}
 
+    @property
+    def work(self) -> str:  # Fingerprint; a run that leaves cells out does other work
+        left_out = {"": list(self.limits.skip_tags)} if self.limits.skip_tags else {}
+        return fingerprint(self.sha256, self.parameters | left_out)
+
 
 def plan_runs(
     notebook: str | os.PathLike,  # `.ipynb` file
@@ -57,8 +65,8 @@ def plan_runs(
 ) -> list[RunPlan]:
     "Check runs of one notebook before they start; raises `BadNotebook`, or `ParameterError` for a wrong parameter"
     path = Path(notebook).absolute()
-    content, signature = read_notebook(path), read_signature(path)
-    sha256 = hash_notebook(path)
+    content, sha256 = read_source(path)
+    signature = read_signature(content, path.name, path.parent)
     return [RunPlan(path, sha256, signature.check(values), content, limits or Limits()) for values in trials]
 
 
@@ -78,7 +86,7 @@ def queue_run(
     plan: RunPlan,  # From `plan_run`
     store: Store,  # Where the bundle shall be
     profile: Profile,  # Where it will run, for the record and for its price
-    owner: Lease | None = None,  # Who answers for the run until somebody takes it
+    owner: Lease,  # Who answers for the run until somebody takes it
     **about: Any,  # More for run.json, for example `sweep`
 ) -> Bundle:  # In state `queued`, with its notebook
     "Make the bundle of a run; raises `StoreError` if it can't be written"
@@ -86,6 +94,7 @@ def queue_run(
     bundle = store.create_run(
         {
             "notebook": plan.path, "notebook_sha256": plan.sha256, "parameters": plan.parameters,
+            "fingerprint": plan.work,
             "profile": profile.name, "price_per_hour": profile.price_per_hour,
             "scalekit": __version__, "code": describe_code(plan.path.parent), **about,
         },
@@ -94,7 +103,11 @@ def queue_run(
     own = clear_notebook(copy.deepcopy(plan.notebook))
     own["metadata"]["scalekit"] = {"run_id": bundle.run_id, "parameters": plan.parameters}
     inject_parameters(own, _write_source(plan.values, reveal=False))
-    save_notebook(own, bundle.notebook, secret_texts(plan.values))
+    try:
+        save_notebook(own, bundle.notebook, secret_texts(plan.values))
+    except OSError as error:
+        shutil.rmtree(bundle.path, ignore_errors=True)  # the first error is the one to tell
+        raise explain_os_error(error, f"run {bundle.run_id} can't be queued") from error
     return bundle
 
 
@@ -124,8 +137,8 @@ def _kernel_name(notebook: dict[str, Any]) -> str:
 def _check_disk(folder: Path) -> None:
     near = next(path for path in (folder, *folder.parents) if path.exists())
     if (free := shutil.disk_usage(near).free) < _NEEDED_DISK:
-        raise ScaleKitError(f"{folder}: only {human_bytes(free)} are free, and a run wants at least "
-                            f"{human_bytes(_NEEDED_DISK)}. Free some, or name another store: scalekit.toml, key store")
+        raise StoreError(f"{folder}: only {human_bytes(free)} are free, and a run wants at least "
+                         f"{human_bytes(_NEEDED_DISK)}. Free some, or name another folder in SCALEKIT_STORE")
 
 # %% ../nbs/33b_runner.ipynb #a24b140f
 @cache
@@ -134,7 +147,9 @@ def describe_code(
 ) -> dict[str, Any] | None:  # `commit`, `changed`; `None` outside a repository, or without git
     "State of the git repository around a folder"
     commit = _git(folder, "rev-parse", "HEAD")
-    return commit and {"commit": commit, "changed": bool(_git(folder, "status", "--porcelain", "-uno"))}
+    if not commit:
+        return None
+    return {"commit": commit, "changed": bool(_git(folder, "status", "--porcelain", "-uno"))}
 
 # %% ../nbs/33b_runner.ipynb #2aab3c60
 def _git(folder: Path, *words: str) -> str | None:
@@ -203,12 +218,13 @@ def run(
     plan = plan_run(notebook, {**(parameters or {}), **more}, Limits(cell_timeout, run_timeout, skip_tags=tuple(skip_tags)))
     bundles = Store(store or settings.store, settings.folder)
     do = _run_here if profile is None else partial(_run_there, profile)
-    for attempt in range(1 + retries):
-        bundle = queue_run(plan, bundles, place, attempt=attempt + 1)
-        result = Run(do(bundle, plan, settings, on_event), bundle)
-        bundles.index(bundle)
-        if result.state != "failed":
-            break
+    with bundles.lease() as owner:
+        for attempt in range(1 + retries):
+            bundle = queue_run(plan, bundles, place, owner, attempt=attempt + 1)
+            result = Run(do(bundle, plan, settings, on_event), bundle)
+            bundles.index(bundle)
+            if result.state != "failed":
+                break
     if check and result.state != "succeeded":
         raise RunFailed(result)
     return result
@@ -223,11 +239,17 @@ def _run_there(
 ) -> dict[str, Any]:
     from scalekit.cluster import open_cluster
 
-    with open_cluster(profile, n_workers=1) as cluster:
+    started_elsewhere = settings.get_profile(profile).address
+    with open_cluster(profile, n_workers=None if started_elsewhere else 1) as cluster:
         order = make_order(plan, bundle, settings, cluster.slots[0].threads)
         future = cluster.client.submit(execute_run, order, pure=False, retries=0)
         with catch_signals(partial(request_stop, bundle)):
-            return future.result()
+            try:
+                return future.result()
+            except Exception as error:
+                if bundle.state in ENDED:  # it had its say
+                    raise
+                return end_lost_run(bundle, f"its worker is gone ({type(error).__name__})")
 
 # %% ../nbs/33b_runner.ipynb #e9914faf
 def runs(
@@ -241,6 +263,9 @@ def runs(
 def open_store(
     store: str | os.PathLike | None = None,  # Folder; default from scalekit.toml, else `runs`
 ) -> Store:
-    "The store that runs go to"
+    "The store that runs go to; runs in it whose process is gone are ended"
     settings = load_settings()
-    return Store(store or settings.store, settings.folder)
+    found = Store(store or settings.store, settings.folder)
+    with suppress(StoreError):  # who may only look can't end anything, and shall see what there is
+        end_lost_runs(found)
+    return found

@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from .events import StoreError, promise
 from .lease import Lease, disk_clock, why_lost
 from .seal import LEASE
 from .summary import ENDED, WrongState, fingerprint
+from .values import UnreadableValue, from_json
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -160,14 +162,17 @@ class Store:
             (self.folder / _LEASES).mkdir(parents=True, exist_ok=True)
             return Lease(self.folder / _LEASES / new_run_id())
 
-    def reap(self) -> list[str]:  # Ids of the runs that are failed now
+    def reap(
+        self,
+        mend: Callable[[Bundle], None] = lambda bundle: None,  # Completes a lost run's files before the seal
+    ) -> list[str]:  # Ids of the runs that are failed now
         "End unfinished runs whose process is gone; whoever may be alive is left alone"
         if not self.folder.is_dir():
             return []
         with promise(f"lost runs in {self.folder} can't be ended"):
             now = disk_clock(self.folder)
             open_runs = [Bundle(row["path"]) for row in self._catalog.list_rows(sealed=False)]
-            lost = [bundle.run_id for bundle in open_runs if self._end_if_lost(bundle, now)]
+            lost = [bundle.run_id for bundle in open_runs if self._end_if_lost(bundle, now, mend)]
             _remove_leftovers(self.folder, now)
         return lost
 
@@ -175,17 +180,21 @@ class Store:
         "Let go of the index's file, for example before its disk is unmounted; the next use opens it again"
         self._catalog.close()
 
-    def _end_if_lost(self, bundle: Bundle, now: float) -> bool:
-        why = why_lost(bundle.path / LEASE, now)
-        if why is None or bundle.state == "preempted":  # which waits for somebody to go on with it
-            return False
+    def _end_if_lost(self, bundle: Bundle, now: float, mend: Callable[[Bundle], None]) -> bool:
+        lease = bundle.path / LEASE
+        given_up = not os.path.lexists(lease)
+        why = why_lost(lease, now)
+        state = bundle.state  # asked last: the last word of one who is gone
+        if state == "preempted" or (why is None and not (given_up and state in ENDED)):
+            return False  # it waits for somebody to go on with it, or somebody may be at it
         try:
-            if killed_at_work := bundle.state not in ENDED:  # else: killed while it sealed
+            if killed_at_work := state not in ENDED:  # else: killed while it sealed, or the disk was full
                 bundle.set_state("failed", reason=f"lost: {why}")
         except WrongState:  # another process came first, and what it said counts
             return False
+        mend(bundle)
         bundle.seal()  # should the process wake up after all, it learns that it is too late
-        (bundle.path / LEASE).unlink(missing_ok=True)
+        lease.unlink(missing_ok=True)
         self.index(bundle)
         return killed_at_work
 
@@ -198,14 +207,22 @@ _KEPT = 3600.0  # Nobody takes an hour to make a bundle [s]
 def _remove_leftovers(folder: Path, now: float) -> None:
     "What killed processes left: half a bundle, or a lease"
     for name in filter(_LEFTOVER.fullmatch, os.listdir(folder)):
-        if now - (folder / name).stat().st_mtime > _KEPT:
-            shutil.rmtree(folder / name)
+        with suppress(FileNotFoundError):  # another process made a run of it, or removes it too
+            if now - (folder / name).stat().st_mtime > _KEPT:
+                shutil.rmtree(folder / name)
     for lease in (folder / _LEASES).glob("*"):
         if why_lost(lease, now):
             lease.unlink(missing_ok=True)
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    inner = ("parameters", "metrics")
-    found = {f"{kind}.{name}": value for kind in inner for name, value in row[kind].items()}
-    return {name: value for name, value in row.items() if name not in inner} | found
+    flat = {name: value for name, value in row.items() if name not in ("parameters", "metrics")}
+    flat |= {f"parameters.{name}": _decoded(value) for name, value in row["parameters"].items()}
+    return flat | {f"metrics.{name}": value for name, value in row["metrics"].items()}
+
+
+def _decoded(value: Any) -> Any:
+    try:
+        return from_json(value)
+    except UnreadableValue:  # an Enum of a notebook: shown as it was saved
+        return value

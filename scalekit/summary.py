@@ -117,6 +117,7 @@ def summarize(
         "sweep": asked.get("sweep"),
         "fingerprint": asked.get("fingerprint"),
         "error": last.get("error") or last.get("reason"),
+        "cell": last.get("cell"),
     }
 
 # %% ../nbs/21d_summary.ipynb #c2191913

@@ -14,11 +14,11 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from .bundle import Bundle
@@ -26,21 +26,22 @@ from .cluster import open_cluster
 from .config import Settings, load_settings
 from .core import ScaleKitError, human_seconds, utc_now, write_atomic
 from .engine import Limits
-from .execute import catch_signals, request_stop
+from .events import StoreError, promise
+from .execute import catch_signals, end_lost_run, end_lost_runs, request_stop
 from .kernels.client import NoWarmKernel, hold_server
 from .page import write_sweep_page
 from .place import Done, Placement, SchedulerLost
 from .ranking import order_rows
 from .runner import Run, RunPlan, make_order, plan_runs, queue_run
 from .store import Store
-from .summary import fingerprint
+from .summary import ENDED
 
 if TYPE_CHECKING:
     import pandas
 
 # %% ../nbs/34b_sweeps.ipynb #47b73950
 def expand_grid(
-    grid: dict[str, Sequence],  # Values by parameter
+    grid: Mapping[str, Sequence],  # Values by parameter
 ) -> list[dict[str, Any]]:  # Last parameter varies fastest; a combination that comes twice is there once
     "Every combination of values; raises `ScaleKitError` for a parameter without values"
     for name, values in grid.items():
@@ -64,7 +65,7 @@ class SweepPlan:
 
 def plan_sweep(
     notebook: str | os.PathLike,  # `.ipynb` file
-    grid: dict[str, Sequence],  # Values by parameter
+    grid: Mapping[str, Sequence],  # Values by parameter
     parameters: dict[str, Any] | None = None,  # Values that all trials share
     limits: Limits | None = None,  # For each trial
     retries: int = 0,  # How often a failed trial starts again
@@ -73,7 +74,7 @@ def plan_sweep(
 ) -> SweepPlan:
     "Check a sweep before it starts; raises `ParameterError` for a value that a trial would not take"
     plans = plan_runs(notebook, [{**(parameters or {}), **trial} for trial in expand_grid(grid)], limits)
-    trials = {fingerprint(plan.sha256, plan.parameters): plan for plan in plans}
+    trials = {plan.work: plan for plan in plans}
     identity = hashlib.sha256(json.dumps(list(trials)).encode()).hexdigest()[:8]
     return SweepPlan(f"{Path(notebook).stem}-{identity}", trials, retries, parse_goal(goal), fresh)
 
@@ -164,7 +165,7 @@ class _Attempt:
     work: str  # Fingerprint
     number: int = 1
     n_lost: int = 0
-    bundle: Bundle | None = None
+    bundle: Any = None  # Made when it starts
 
 
 class _Controller:
@@ -174,25 +175,37 @@ class _Controller:
         self.plan, self.store, self.placement, self.settings, self.owner = plan, store, placement, settings, owner
         self.waiting: deque[_Attempt] = deque()
         self.attempts: dict[str, _Attempt] = {}  # By path of the bundle
-        self.stopped: str | None = None  # State that the rest shall end in
+        self.reason: str | None = None  # Why nothing more is started
 
-    def stop(self, state: str) -> None:
-        "End what runs, start nothing more"
-        self.stopped = state
-        for attempt in self.attempts.values():
-            request_stop(attempt.bundle, state)  # type: ignore[arg-type]
-
-    def run(self, progress: SweepProgress, tell: Callable[[SweepProgress], None]) -> None:
-        "Work until nothing waits and nothing is on its way"
-        while (self.waiting and not self.stopped) or self.placement.running:
-            while self.waiting and not self.stopped and self.placement.wants_more:
-                self._start(self.waiting.popleft())
-            done = self.placement.take(timeout=0.5)
-            if done is not None and (row := self._finish(done)) is not None:
-                progress.rows.append(row)
+    def run(self, signalled: list[str], progress: SweepProgress, tell: Callable[[SweepProgress], None]) -> None:
+        "Work until nothing waits and nothing is on its way; `signalled` gets the state that all shall end in"
+        while (self.waiting and not self.reason) or self.placement.running:
+            try:
+                if signalled and not self.reason:
+                    self.reason = signalled[0]
+                    self.stop(signalled[0])
+                while self.waiting and not self.reason and self.placement.wants_more:
+                    self._start(self.waiting.popleft())
+                done = self.placement.take(timeout=0.5)
+                if done is not None and (row := self._finish(done)) is not None:
+                    progress.rows.append(row)
+            except StoreError as error:
+                self.reason = str(error)
             progress.n_slots = self.placement.n_slots
             progress.n_running = min(len(self.placement.running), progress.n_slots)
             tell(progress)
+
+    def stop(self, state: str) -> None:
+        "Ask all that runs, and all that waits at the cluster, to stop"
+        for attempt in self.attempts.values():
+            request_stop(attempt.bundle, state)
+
+    def abandon(self, patience: float) -> None:
+        "Stop runs of a cluster that is gone; its workers may not be, and see the store"
+        self.stop("cancelled")
+        end = monotonic() + patience
+        while monotonic() < end and any(attempt.bundle.state not in ENDED for attempt in self.attempts.values()):
+            sleep(0.1)
 
     def _start(self, attempt: _Attempt) -> None:
         plan = self.plan.trials[attempt.work]
@@ -206,12 +219,14 @@ class _Controller:
 
     def _finish(self, done: Done) -> dict[str, Any] | None:
         attempt = self.attempts.pop(done.order.path)
-        row = done.row or self._settle(attempt, done.error)
-        if row is None:  # it never began: its worker died with it in the queue
+        assert attempt.bundle is not None
+        if done.row is None and attempt.bundle.state == "queued" and attempt.n_lost < _MAX_LOST:
+            attempt.n_lost += 1  # it never began: its worker died with it in the queue
             self.waiting.appendleft(attempt)
             return None
-        self.store.index(attempt.bundle)  # type: ignore[arg-type]
-        lost = done.row is None and str(row.get("reason") or row.get("error") or "").startswith("lost")
+        row = done.row or end_lost_run(attempt.bundle, f"its worker is gone ({type(done.error).__name__})")
+        self.store.index(attempt.bundle)
+        lost = str(row["error"]).startswith("lost: ")
         if row["state"] == "failed" and self._may_retry(attempt, lost):
             self.waiting.append(_Attempt(attempt.work, attempt.number + 1, attempt.n_lost + lost))
             return None
@@ -222,24 +237,13 @@ class _Controller:
             return attempt.n_lost + 1 < _MAX_LOST
         return attempt.number - attempt.n_lost <= self.plan.retries
 
-    def _settle(self, attempt: _Attempt, error: BaseException | None) -> dict[str, Any] | None:
-        "How a run stands whose task came back without a row"
-        bundle = attempt.bundle
-        assert bundle is not None
-        if bundle.state == "queued" and attempt.n_lost < _MAX_LOST:
-            attempt.n_lost += 1
-            return None
-        self.store.reap()
-        if not bundle.sealed:
-            bundle.set_state("failed", error=f"{type(error).__name__}: {error}")
-            bundle.seal()
-        return bundle.summary()
-
 # %% ../nbs/34b_sweeps.ipynb #2e2ff92a
 @contextmanager
 def _claim(folder: Path, sweep_id: str) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a") as lock:
+    with ExitStack() as stack:
+        with promise(f"sweep {sweep_id} can't be started"):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(folder / "lock", "a"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -269,32 +273,43 @@ def run_sweep(
     bundles = store or Store(settings.store, settings.folder)
     folder = bundles.folder / "sweeps" / plan.sweep_id
     with _claim(folder, plan.sweep_id):
-        bundles.reap()
+        end_lost_runs(bundles)
         progress = SweepProgress(len(plan.trials))
         missing = _find_missing(plan, bundles)
         progress.n_reused = len(plan.trials) - len(missing)
-        reason = _do_missing(plan, missing, profile, n_workers, bundles, settings, progress, on_progress) if missing else None
+        try:
+            reason = _do_missing(plan, missing, profile, n_workers, bundles, settings, progress, on_progress) if missing else None
+        finally:
+            with suppress(StoreError):  # on a full disk the next look does it
+                end_lost_runs(bundles)
         sweep = _write_sweep(plan, bundles, folder)
     if reason:
         raise SweepStopped(reason, sweep)
     return sweep
 
 # %% ../nbs/34b_sweeps.ipynb #6adc83ea
+_PATIENCE = 10.0  # For runs of a lost cluster to end [s]
+
+
 def _find_missing(plan: SweepPlan, store: Store) -> list[str]:
     done = {} if plan.fresh else store.find_all(plan.trials)
     return [work for work in plan.trials if work not in done]
 
 
 def _do_missing(plan, missing, profile, n_workers, store, settings, progress, on_progress) -> str | None:
-    with store.lease() as owner, _keep_warm(settings), open_cluster(profile, n_workers) as cluster:
+    signalled: list[str] = []
+    with (
+        catch_signals(signalled.append), store.lease() as owner, _keep_warm(settings),
+        open_cluster(profile, n_workers) as cluster,
+    ):  # fmt: skip
         controller = _Controller(plan, store, Placement(cluster), settings, owner)
         controller.waiting.extend(_Attempt(work) for work in missing)
-        with catch_signals(controller.stop):
-            try:
-                controller.run(progress, on_progress)
-            except SchedulerLost as lost:
-                return str(lost)
-    return controller.stopped
+        try:
+            controller.run(signalled, progress, on_progress)
+        except SchedulerLost as lost:
+            controller.abandon(patience=_PATIENCE)
+            return str(lost)
+    return controller.reason
 
 
 def _write_sweep(plan: SweepPlan, store: Store, folder: Path) -> Sweep:
@@ -312,7 +327,7 @@ def _write_sweep(plan: SweepPlan, store: Store, folder: Path) -> Sweep:
 # %% ../nbs/34b_sweeps.ipynb #979875fc
 def sweep(
     notebook: str | os.PathLike,  # `.ipynb` file
-    grid: dict[str, Sequence] | None = None,  # Values by parameter, in addition to `more`
+    grid: Mapping[str, Sequence] | None = None,  # Values by parameter, in addition to `more`
     *,
     parameters: dict[str, Any] | None = None,  # Values that all trials share
     goal: str | None = None,  # For example `"maximize accuracy"`; the table then shows the best first
@@ -348,14 +363,19 @@ def show_progress(
     from tqdm.auto import tqdm
 
     pause = 0.5 if sys.stderr.isatty() or "ipykernel" in sys.modules else 30.0  # a log wants lines, but few
-    with tqdm(total=1, unit="trial", dynamic_ncols=True, bar_format=_BAR) as bar:
+    with ExitStack() as stack:
+        bars: list[Any] = []  # made when there is something to show: a mistake shall be one line
         shown = [0.0]
 
         def tell(progress: SweepProgress) -> None:
             if monotonic() - shown[0] < pause and progress.n_done < progress.n_trials:
                 return
             shown[0] = monotonic()
-            bar.total, bar.n = progress.n_trials, progress.n_done
+            if not bars:
+                total = progress.n_trials
+                bars.append(stack.enter_context(tqdm(total=total, unit="trial", dynamic_ncols=True, bar_format=_BAR)))
+            bar = bars[0]
+            bar.n = progress.n_done
             failed = f", {progress.n_failed} failed" if progress.n_failed else ""
             eta = "" if progress.eta is None else f", {human_seconds(progress.eta)} left"
             bar.set_postfix_str(f"{progress.n_running} running{failed}{eta}")
