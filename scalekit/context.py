@@ -25,7 +25,8 @@ from scalekit.artifacts import (
 )
 from .bundle import Bundle
 from .events import promise
-from .values import UnwritableValue, from_json, to_json
+from .forms import UnwritableValue
+from .values import from_json, to_json
 
 # %% ../nbs/22b_context.ipynb #afca1613
 def _metrics(values: Any, named: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from .core import ScaleKitError
 from .events import dump_json, load_json
 
 if TYPE_CHECKING:
-    from sqlite3 import Connection
+    from sqlite3 import Connection, DatabaseError
 
 # %% ../nbs/21f_index.ipynb #4c601710
 _SHARED_DISKS = ("nfs", "cifs", "smb", "lustre", "gpfs", "ceph", "beegfs", "9p", "afs", "fuse.")
@@ -169,9 +169,9 @@ class Index:
             try:
                 yield self._connection()
             except sqlite3.DatabaseError as error:
-                if not (_is_damaged(error) or _is_gone(error)):
+                if _fault(error) is None:
                     raise
-                self._discard(damaged=_is_damaged(error))
+                self._replace(error)
                 raise IndexLost(f"{self.path}: {error}") from error
 
     def close(self) -> None:
@@ -188,20 +188,36 @@ class Index:
     def _connection(self) -> "Connection":
         if self._db is None or self._file != _identity(self.path):
             self._discard()
-            self._db = _open_file(self.path) or _open_memory(self.path)
+            self._db = _open_file(self.path) or _open_memory()
             self._file = _identity(self.path)
         return self._db
 
-    def _discard(self, damaged: bool = False) -> None:
+    def _replace(self, error: "DatabaseError") -> None:
+        fault, file = _fault(error), self._file
+        self._discard()
+        if fault == "damaged" and file == _identity(self.path):  # else another process was faster
+            _warn_damaged(self.path)
+            _delete(self.path)
+        if fault == "closed":
+            _warn_closed(self.path, error)
+            self._db, self._file = _open_memory(), file
+
+    def _discard(self) -> None:
         if self._db is not None:
             self._db.close()
-        if damaged and self._file == _identity(self.path):  # else another process has already replaced it
-            warnings.warn(f"{self.path} was damaged; it is made anew from the runs' folders", stacklevel=2)
-            _delete(self.path)
         self._db = self._file = None
 
 # %% ../nbs/21f_index.ipynb #9c72af3d
 _INHERITED: list["Connection | None"] = []  # A fork must neither use nor close its parent's connection
+_FAULTS = {  # By the start of SQLite's name for the error
+    "SQLITE_CORRUPT": "damaged",
+    "SQLITE_NOTADB": "damaged",
+    "SQLITE_READONLY_DBMOVED": "gone",
+    "SQLITE_IOERR": "gone",  # what SQLite says when only the log beside the file was deleted
+    "SQLITE_CANTOPEN": "gone",
+    "SQLITE_READONLY": "closed",
+    "SQLITE_FULL": "closed",
+}
 _PATIENCE = 30.0  # Waiting for other processes' writes [s]
 _ATTEMPTS = 10  # To open
 
@@ -214,22 +230,18 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _is_damaged(error: Any) -> bool:
-    import sqlite3
-
-    return _code(error) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # the low byte is the kind
-
-
-def _is_gone(error: Any) -> bool:
-    "Whether the file, or its log beside it, was deleted under the connection"
-    import sqlite3
-
-    lost = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
-    return _code(error) == sqlite3.SQLITE_READONLY_DBMOVED or _code(error) & 0xFF in lost
+def _fault(error: Exception) -> str | None:
+    "What is wrong with the file, if the file is to blame"
+    name = getattr(error, "sqlite_errorname", None) or ""
+    return next((fault for start, fault in _FAULTS.items() if name.startswith(start)), None)
 
 
-def _code(error: Any) -> int:
-    return getattr(error, "sqlite_errorcode", None) or 0
+def _warn_damaged(path: Path) -> None:
+    warnings.warn(f"{path} was damaged; it is made anew from the runs' folders", stacklevel=2)
+
+
+def _warn_closed(path: Path, error: Exception) -> None:
+    warnings.warn(f"{path} can't be used ({error}); the runs' folders are read instead", stacklevel=2)
 
 
 def _delete(path: Path) -> None:
@@ -247,14 +259,14 @@ def _open_file(path: Path) -> "Connection | None":
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 return _open_table(path)
         except (OSError, sqlite3.OperationalError) as error:
-            if not _is_gone(error) or attempt == _ATTEMPTS - 1:
-                warnings.warn(f"{path} can't be used ({error}); the runs' folders are read instead", stacklevel=2)
+            if _fault(error) != "gone" or attempt == _ATTEMPTS - 1:
+                _warn_closed(path, error)
                 break
             time.sleep(0.01)  # somebody deletes it at this moment
     return None
 
 
-def _open_memory(path: Path) -> "Connection":
+def _open_memory() -> "Connection":
     db = _connect(":memory:")
     _make_table(db)
     return db
@@ -274,10 +286,10 @@ def _open_table(path: Path) -> "Connection":
                     _make_table(db)
                 return db
         except sqlite3.DatabaseError as error:
-            if not _is_damaged(error):
+            if _fault(error) != "damaged":
                 db.close()
                 raise
-            warnings.warn(f"{path} was damaged; it is made anew from the runs' folders", stacklevel=2)
+            _warn_damaged(path)
         db.close()
         _delete(path)
     raise OSError(f"{path} can't be replaced")

@@ -20,10 +20,11 @@ from .bundle import Bundle, create_bundle, name_notebook
 from .catalog import Catalog
 from .core import new_run_id, utc_now
 from .events import StoreError, promise
+from .forms import UnreadableValue
 from .lease import Lease, disk_clock, why_lost
 from .seal import LEASE
 from .summary import ENDED, WrongState, fingerprint
-from .values import UnreadableValue, from_json
+from .values import from_json
 
 if TYPE_CHECKING:
     from pandas import DataFrame

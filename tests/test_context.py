@@ -375,8 +375,8 @@ class Odd:
         (Odd(), r"^record: 'x' can't be kept: .*artifact\(path\)$"),
         ([1, [Odd()]], r"^record: 'x' can't be kept: .*artifact\(path\)$"),
         (lambda: None, r"^record: 'x' can't be kept"),
-        (np.array([Odd()]), r"^'x' is a numpy.ndarray of shape \(1,\) and can't be kept as .npy: .*\(path\)$"),
-        (pd.DataFrame({1: [2], "mixed": [Odd()]}), r"^'x' is a pandas.DataFrame of shape \(1, 2\) and can't be"),
+        (np.array([Odd()]), r"^'x' is a numpy.ndarray .* can't be kept as .npy: .*artifact\(path\)$"),
+        (pd.DataFrame({1: [2], "mixed": [Odd()]}), r"^'x' is a pandas.DataFrame .* can't be kept as .parq"),
         (torch.nn.Linear(2, 2), r"^record: 'x' can't be kept"),
     ],
 )
@@ -479,7 +479,7 @@ def test_a_copy_that_is_killed_is_whole_or_absent_and_sealing_passes_over_its_re
     bundle.set_state("failed")
     bundle.seal()
     assert bundle.verify() == []
-    assert all(" .model." not in line for line in (bundle.path / "SHA256SUMS").read_text().splitlines())
+    assert all("/.model." not in line for line in (bundle.path / "SHA256SUMS").read_text().splitlines())
 
 
 # The run
