@@ -1,9 +1,10 @@
-"""Small notebooks that touch what a kernel can do, and a form of their outputs in which two kernels can be compared.
+"""Small notebooks that touch what a kernel can do, and a form of their outputs to compare two kernels by.
 
-A kernel is faithful when every case ends as `run_stock` ends it: same outputs, same errors, same execution counts.
+A kernel is faithful when every case ends as `run_stock` ends it: same outputs, errors and execution counts.
 """
 
 import re
+from contextlib import suppress
 from typing import Any
 
 from nbclient import NotebookClient
@@ -39,7 +40,9 @@ CASES: dict[str, list[str]] = {
         "SVG('<svg xmlns=\"http://www.w3.org/2000/svg\"/>')"
     ],
     "data frame": ["import pandas as pd\npd.DataFrame({'a': [1]})"],
-    "updated display": ["from IPython.display import display\nh = display('a', display_id='q')\nh.update('b')"],
+    "updated display": [
+        "from IPython.display import display\nh = display('a', display_id='q')\nh.update('b')"
+    ],
     "cleared output": ["from IPython.display import clear_output\nprint(1)\nclear_output()\nprint(2)"],
     "figure": ["import matplotlib.pyplot as plt\nplt.plot([1, 2]);"],
     "figure with show": ["%matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"],
@@ -66,14 +69,17 @@ CASES: dict[str, list[str]] = {
         "p.start()\np.join()\np.exitcode"
     ],
     "forked pool": [
-        "import multiprocessing as mp\nwith mp.get_context('fork').Pool(2) as p:\n    r = p.map(abs, [-1, -2])\nr"
+        "import multiprocessing as mp\nwith mp.get_context('fork').Pool(2) as p:\n"
+        "    r = p.map(abs, [-1, -2])\nr"
     ],
     "DataLoader workers": [
         "import torch\nfrom torch.utils.data import DataLoader, TensorDataset\n"
         "data = TensorDataset(torch.arange(100.0))\n"
         "sum(len(b[0]) for b in DataLoader(data, batch_size=10, num_workers=2))"
     ],
-    "joblib": ["from joblib import Parallel, delayed\nParallel(n_jobs=2)(delayed(abs)(-i) for i in range(3))"],
+    "joblib": [
+        "from joblib import Parallel, delayed\nParallel(n_jobs=2)(delayed(abs)(-i) for i in range(3))"
+    ],
     # what the process is
     "Out": ["41 + 1", "_ + 1, Out[1]"],
     "get_ipython": ["type(get_ipython()).__name__, get_ipython().kernel is not None"],
@@ -103,10 +109,8 @@ def run_stock(
 ) -> list:  # See `normalise`
     "Outputs of a notebook that nbclient runs in a kernel of its own"
     notebook = make_notebook(cells)
-    try:
+    with suppress(CellExecutionError):  # the error is among the outputs
         NotebookClient(notebook, timeout=60, resources={"metadata": {"path": folder}}).execute()
-    except CellExecutionError:
-        pass  # the error is among the outputs
     return normalise(notebook)
 
 
@@ -116,7 +120,8 @@ def normalise(
     "What must be equal, without times, addresses and the names of temporary files"
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     widgets = notebook["metadata"].get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
-    return [*((cell["execution_count"], _join(cell["outputs"])) for cell in cells), bool(widgets.get("state"))]
+    outputs = [(cell["execution_count"], _join(cell["outputs"])) for cell in cells]
+    return [*outputs, bool(widgets.get("state"))]
 
 
 def _join(outputs: list[dict]) -> list[tuple]:

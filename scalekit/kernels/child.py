@@ -25,10 +25,10 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import ipykernel.debugger
-from IPython.core.application import ENV_CONFIG_DIRS, SYSTEM_CONFIG_DIRS
 from ipykernel.iostream import IOPubThread, OutStream
 from ipykernel.ipkernel import IPythonKernel
 from ipykernel.kernelapp import IPKernelApp
+from IPython.core.application import ENV_CONFIG_DIRS, SYSTEM_CONFIG_DIRS
 from jupyter_client.session import Session
 from tornado.ioloop import IOLoop
 
@@ -41,14 +41,14 @@ class WireSession(Session):
 
     writer: WireWriter | None = None  # None before the fork: what the warming cells say goes nowhere
 
-    def send(self, stream, msg_or_type, content=None, parent=None, ident=None, buffers=None,  # type: ignore[override]
+    def send(self, stream, msg_or_type, content=None, parent=None, ident=None, buffers=None,
              track=False, header=None, metadata=None):
         if isinstance(msg_or_type, dict):
             msg = msg_or_type
         else:
             msg = self.msg(msg_or_type, content=content, parent=parent, header=header, metadata=metadata)
         if self.writer is not None:
-            self.writer.send(msg, buffers or msg.get("buffers") or ())
+            self.writer.send({**msg, "buffers": buffers} if buffers else msg)
         return msg
 
     def feed_identities(self, msg_list, copy=True):
@@ -87,8 +87,8 @@ class _Publisher(IOPubThread):
     "Stands where ipykernel expects its publishing thread; publishes in the calling thread"
 
     def __init__(self) -> None:
-        self.io_loop = _Timer()
-        self.thread = None
+        self.io_loop = _Timer()  # type: ignore[assignment]
+        self.thread = None  # type: ignore[assignment]
 
     def schedule(self, f):
         f()
@@ -168,6 +168,9 @@ def _used_cuda() -> Any:
 class WireApp(IPKernelApp):
     "ipykernel's application up to the point where a process matters"
 
+    shell: Any
+    profile_dir: Any
+
     def init_connection_file(self): ...
     def init_poller(self): ...
     def init_sockets(self): ...
@@ -200,14 +203,16 @@ class WireApp(IPKernelApp):
         self.kernel._stdout, self.kernel._stderr = sys.stdout, sys.stderr
 
     def enter(self) -> None:
-        "Run what a user's profile adds to every kernel: it may open files, start threads, look at the environment"
+        "Run what a user's profile adds to every kernel: it may open files, start threads, read variables"
         if self.starts_later:
             super().init_code()
 
 # %% ../../nbs/30c_kernels.child.ipynb #5f78b151
-def _has_startup_code(app: IPKernelApp) -> bool:
-    folders = [app.profile_dir.startup_dir, *(os.path.join(p, "startup") for p in (*ENV_CONFIG_DIRS, *SYSTEM_CONFIG_DIRS))]
-    files = [file for folder in folders for kind in ("*.py", "*.ipy") for file in glob.glob(os.path.join(folder, kind))]
+def _has_startup_code(app: WireApp) -> bool:
+    shared = [os.path.join(path, "startup") for path in (*ENV_CONFIG_DIRS, *SYSTEM_CONFIG_DIRS)]
+    folders = [app.profile_dir.startup_dir, *shared]
+    patterns = [os.path.join(folder, kind) for folder in folders for kind in ("*.py", "*.ipy")]
+    files = [file for pattern in patterns for file in glob.glob(pattern)]
     return bool(files or app.exec_lines or app.exec_files or os.environ.get("PYTHONSTARTUP"))
 
 # %% ../../nbs/30c_kernels.child.ipynb #94a0a39b
@@ -233,6 +238,7 @@ def set_command_line(
 
 # %% ../../nbs/30c_kernels.child.ipynb #66ccc22a
 def _warm(app: WireApp) -> None:
+    fresh = dict(app.shell.user_ns)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     streams = sys.stdout, sys.stderr
@@ -244,6 +250,7 @@ def _warm(app: WireApp) -> None:
     loop.close()
     asyncio.set_event_loop(None)
     app.shell.reset(new_session=False)
+    app.shell.user_ns.update({name: fresh[name] for name in fresh.keys() - app.shell.user_ns.keys()})
     app.shell.execution_count = 1
 
 # %% ../../nbs/30c_kernels.child.ipynb #838843dd
@@ -263,9 +270,10 @@ def run_child(
         if inbox.log is not None:
             faulthandler.enable(inbox.log)
         follow_order(order, loaded)
+        app.shell.init_environment()
         app.enter()
         _serve(app, inbox)
-    leave(app.shell)
+    leave()
 
 # %% ../../nbs/30c_kernels.child.ipynb #f2585b6d
 def _silence_descriptors() -> None:
@@ -335,17 +343,13 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
             continue  # an interrupt that came between two cells: there is nothing to interrupt
 
 # %% ../../nbs/30c_kernels.child.ipynb #19e58448
-def leave(
-    shell: Any,  # IPython's
-    code: int = 0,  # Exit code
-) -> NoReturn:
+def leave() -> NoReturn:
     "Do what Python does at its end, as far as a notebook can tell"
     try:
         threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        shell.reset(new_session=False)
+        atexit._run_exitfuncs()  # the shell's own is among them
         gc.collect()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
-        os._exit(code)
+        os._exit(0)

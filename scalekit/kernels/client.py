@@ -38,7 +38,7 @@ class NoWarmKernel(ScaleKitError):
 # %% ../../nbs/30e_kernels.client.ipynb #73a0813b
 def is_own_command(
     command: Sequence[str],  # As in a kernel's specification
-    path: str | None = None,  # Folders to look for the program in, as `PATH` has them; `None` for this process'
+    path: str | None = None,  # Where to look for the program, as in `PATH`; `None` for this process' own
 ) -> bool:  # Whether a fork of this interpreter does the same
     "Does the command start a Python kernel in this interpreter?"
     program = shutil.which(command[0], path=path) if command else None
@@ -56,33 +56,35 @@ def find_runtime_folder() -> Path:  # Exists, and is closed to other users
     base = os.environ.get("XDG_RUNTIME_DIR")
     folder = Path(base, "scalekit") if base else Path(tempfile.gettempdir(), f"scalekit-{os.getuid()}")
     if len(os.fsencode(folder)) > _LONGEST:
-        raise NoWarmKernel(f"{folder} is too long for the name of a socket; set XDG_RUNTIME_DIR to a shorter folder")
+        raise NoWarmKernel(f"{folder} is too long for the name of a socket; choose another XDG_RUNTIME_DIR")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         state = folder.lstat()
     except OSError as error:
-        raise NoWarmKernel(f"{folder} can't be made: {error.strerror}; set XDG_RUNTIME_DIR to a folder of yours") from error
-    if state.st_uid != os.getuid() or stat.S_IMODE(state.st_mode) != 0o700 or not stat.S_ISDIR(state.st_mode):
-        raise NoWarmKernel(f"{folder} must be a folder of yours with mode 700; remove it, or set XDG_RUNTIME_DIR")
+        reason = f"{folder} can't be made: {error.strerror}; set XDG_RUNTIME_DIR to a folder of yours"
+        raise NoWarmKernel(reason) from error
+    if (state.st_uid, state.st_mode) != (os.getuid(), stat.S_IFDIR | 0o700):
+        raise NoWarmKernel(f"{folder} must be yours, with mode 700; remove it, or set XDG_RUNTIME_DIR")
     return folder
 
 
 _LONGEST = 107 - len("/0123456789abcdef.sock.1234567")  # unix(7): a socket's path has at most 107 bytes
 
 # %% ../../nbs/30e_kernels.client.ipynb #4586c84b
-_START_VARIABLES = ("PYTHON", "LD_", "LC_", "LANG", "HOME", "IPYTHONDIR", "JUPYTER_", "MPLCONFIGDIR", "XDG_C", "XDG_DATA",
-                    "TORCH", "PYTORCH_", "OMP_", "KMP_", "GOMP_", "MKL_", "NUMBA_", "PYDEVD_")  # fmt: skip
+_START_VARIABLES = ("PYTHON", "LD_", "LC_", "LANG", "HOME", "IPYTHONDIR", "JUPYTER_", "MPLCONFIGDIR", "XDG_C",
+                    "XDG_DATA", "TORCH", "PYTORCH_", "OMP_", "KMP_", "GOMP_", "MKL_", "NUMBA_")  # fmt: skip
 
 
 def _server_path(modules: Sequence[str], linger: float, environment: Mapping[str, str]) -> Path:
-    start = {name: value for name, value in environment.items() if name.startswith(_START_VARIABLES)}
-    start = {name: value for name, value in start.items() if name not in THREAD_VARIABLES}
-    server = [sys.executable, sys.prefix, list(modules), float(linger), sorted(start.items()), _describe_parent()]
+    names = [n for n in sorted(environment) if n.startswith(_START_VARIABLES) and n not in THREAD_VARIABLES]
+    start = [(name, environment[name]) for name in names]
+    server = [sys.executable, sys.prefix, list(modules), float(linger), start, _describe_parent()]
     return find_runtime_folder() / (hashlib.sha256(json.dumps(server).encode()).hexdigest()[:16] + ".sock")
 
 
 def _describe_parent() -> list:
-    limits = [resource.getrlimit(number) for name, number in sorted(vars(resource).items()) if name.startswith("RLIMIT_")]
+    names = [name for name in dir(resource) if name.startswith("RLIMIT_")]
+    limits = [resource.getrlimit(getattr(resource, name)) for name in names]
     spaces = [os.readlink(f"/proc/self/ns/{name}") for name in ("mnt", "net", "pid", "user")]
     return [limits, os.getpriority(os.PRIO_PROCESS, 0), spaces, Path("/proc/self/cgroup").read_text()]
 
@@ -97,7 +99,9 @@ def _connect(path: Path) -> socket.socket | None:
         return None
 
 
-def _connect_or_start(path: Path, modules: Sequence[str], linger: float, environment: Mapping[str, str]) -> socket.socket:
+def _connect_or_start(
+    path: Path, modules: Sequence[str], linger: float, environment: Mapping[str, str]
+) -> socket.socket:
     if (client := _connect(path)) is not None:
         return client
     with open(path.with_suffix(".lock"), "w") as lock:
@@ -112,14 +116,18 @@ _START = "import sys; from scalekit.kernels.server import main; main(sys.argv[1:
 _START_TIMEOUT = 120.0  # [s]; importing torch from a cold network disk has been seen to take a minute
 
 
-def _start_server(path: Path, modules: Sequence[str], linger: float, environment: Mapping[str, str]) -> socket.socket:
+def _start_server(
+    path: Path, modules: Sequence[str], linger: float, environment: Mapping[str, str]
+) -> socket.socket:
     log = path.with_suffix(".log")
     environment = {name: value for name, value in environment.items() if name != "PYTEST_CURRENT_TEST"}
     command = [sys.executable, "-c", _START, str(path), str(linger), *modules]
     with open(log, "wb") as output:
         try:
-            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", env=environment,
-                           start_new_session=True, timeout=_START_TIMEOUT, check=True)  # fmt: skip
+            subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", env=environment,
+                start_new_session=True, timeout=_START_TIMEOUT, check=True,
+            )  # fmt: skip
         except subprocess.SubprocessError as error:
             raise NoWarmKernel(f"the kernel server did not start: {_last_line(log)}") from error
     if (client := _connect(path)) is None:
@@ -330,7 +338,7 @@ def start_plain_kernel(
     output: tuple[int, int] = (1, 2),  # Descriptors of its stdout and stderr
     leftovers: Sequence[str] = (),  # Files to remove when it has ended
 ) -> PlainKernel:
-    "What `python -m ipykernel_launcher` is, but warm; raises `NoWarmKernel` with the reason if it can't be had"
+    "What `python -m ipykernel_launcher` is, but warm; raises `NoWarmKernel` with the reason"
     _check_folder(folder)
     order = make_order(folder, environment, threads=None)
     request = {"op": "plain", "arguments": list(arguments), "order": order, "leftovers": list(leftovers)}

@@ -105,7 +105,7 @@ def _is_below(file: str, folder: str) -> bool:
 
 # %% ../../nbs/30b_kernels.hygiene.ipynb #57ff18bb
 def leave_parent() -> None:
-    "Make a forked child independent: own session, default signals, own exit handlers, dead when its parent is"
+    "Make a forked child independent: own session, signals and exit handlers; dead when its parent is"
     os.setsid()
     _die_with_parent()
     signal.set_wakeup_fd(-1)
@@ -195,6 +195,8 @@ def follow_order(
 ) -> None:
     "Take the place that the order names"
     os.chdir(order["folder"])
+    if (process := sys.modules.get("multiprocessing.process")) is not None:
+        vars(process)["ORIGINAL_DIR"] = order["folder"]  # where spawned children look for modules
     os.umask(order["umask"])
     os.sched_setaffinity(0, order["cores"])
     _enter_environment(loaded.variables | order["environment"])

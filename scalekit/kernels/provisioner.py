@@ -10,8 +10,11 @@ import asyncio
 import os
 import secrets
 import signal
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jupyter_client.connect import KernelConnectionInfo, port_names
 from jupyter_client.localinterfaces import localhost
@@ -27,15 +30,18 @@ from scalekit.kernels.client import (
     start_plain_kernel,
 )
 
+# %% ../../nbs/30f_kernels.provisioner.ipynb #e5569ae2
+T = TypeVar("T")
+
 # %% ../../nbs/30f_kernels.provisioner.ipynb #8714b23d
 def _find_obstacle(command: list[str], how: dict[str, Any]) -> str | None:
     if not is_own_command(command, how["env"].get("PATH")):
         return f"{command[0]} is not this interpreter's kernel"
-    wanted = {name for name, value in how.items() if value is not None} - {"env", "cwd", "independent"}
     if how.get("independent"):
         return "it shall live on without this process"
-    if strange := wanted - {name for name in ("stdout", "stderr") if _is_descriptor(how.get(name))}:
-        return f"it is started with {', '.join(sorted(strange))}"
+    usual = {"env", "cwd", "independent"} | {n for n in ("stdout", "stderr") if _is_descriptor(how.get(n))}
+    if strange := sorted(name for name in how.keys() - usual if how[name] is not None):
+        return f"it is started with {', '.join(strange)}"
     return None
 
 
@@ -57,22 +63,21 @@ def _use_unix_sockets(manager: Any) -> None:
         manager.cache_ports = False  # what is kept is free TCP ports
 
 
-def _list_sockets(info: KernelConnectionInfo) -> list[str]:
+def _list_sockets(info: Mapping[str, Any]) -> list[str]:
     return [f"{info['ip']}-{info[name]}" for name in port_names] if info["transport"] == "ipc" else []
 
 # %% ../../nbs/30f_kernels.provisioner.ipynb #baf33f1f
 class WarmProvisioner(LocalProvisioner):
     "Forks a stock kernel from the warm server, or starts it if it can't be forked"
 
+    process: Any  # A `PlainKernel`, or jupyter_client's own
     _ends = False  # It has been told to end
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         "Choose the addresses before they are written down"
         if self.parent and self.kernel_spec and is_own_command(self.parent.format_kernel_cmd()):
-            try:
+            with suppress(NoWarmKernel):  # the launch meets the same reason, and says it
                 _use_unix_sockets(self.parent)
-            except NoWarmKernel:
-                pass  # the launch meets the same reason, and says it
         return await super().pre_launch(**kwargs)
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
@@ -83,7 +88,7 @@ class WarmProvisioner(LocalProvisioner):
             self.log.info("scalekit starts a normal kernel: %s", obstacle)
             return await super().launch_kernel(cmd, **kwargs)
         try:
-            self.process = await asyncio.to_thread(self._fork, cmd[3:], how)
+            self.process = await _work_aside(self._fork, cmd[3:], how)
         except ScaleKitError as reason:
             self.log.warning("scalekit starts a normal kernel: %s", reason)
             return await super().launch_kernel(cmd, **kwargs)
@@ -124,18 +129,28 @@ class WarmProvisioner(LocalProvisioner):
         return kernel.returncode
 
 # %% ../../nbs/30f_kernels.provisioner.ipynb #dfd6d764
+async def _work_aside(function: Callable[..., T], *arguments: Any) -> T:
+    with ThreadPoolExecutor(1) as aside:
+        work = aside.submit(function, *arguments)
+        wait([work], 0.02)
+        while not work.done():
+            await asyncio.sleep(0.02)
+        return work.result()
+
+# %% ../../nbs/30f_kernels.provisioner.ipynb #08adbd7b
 _DEADLY = (signal.SIGTERM, signal.SIGKILL)
 _LOOK = 1.0  # Longest time that a look may take [s]
 
 
 async def _await_end(kernel: PlainKernel, timeout: float | None) -> None:
-    if kernel.poll() is not None:
-        return
     loop, ended = asyncio.get_running_loop(), asyncio.Event()
     descriptor = os.dup(kernel.fileno())  # a loop keeps one callback for a descriptor, and several may wait
     loop.add_reader(descriptor, ended.set)
     try:
-        await asyncio.wait_for(ended.wait(), timeout)
+        async with asyncio.timeout(timeout):
+            while kernel.poll() is None:
+                await ended.wait()
+                ended.clear()
     except TimeoutError:
         return
     finally:

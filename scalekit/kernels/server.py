@@ -67,14 +67,15 @@ def get_warm(
     sys.modules.pop("matplotlib_inline.backend_inline", None)
     app = build_app()
     failed |= preload(modules)
-    loaded = Loaded(find_thread_pools(), dict(os.environ.items() - before.items()))
+    set_by_imports = dict(os.environ.items() - before.items())
+    loaded = Loaded(find_thread_pools(), set_by_imports)
     warmth = Warmth(app, loaded, stamp_sources(), failed, find_fork_hazards())
     gc.collect()
     gc.freeze()  # the collector would touch, and so copy, every page that the children share
     return warmth
 
 # %% ../../nbs/30d_kernels.server.ipynb #e69c84c9
-_KERNEL_MODULES = ("IPython.core.completerlib", "pdb", "nbformat", "stack_data", "pygments.lexers", "comm",
+_KERNEL_MODULES = ("IPython.core.completerlib", "pdb", "stack_data", "pygments.lexers", "comm",
                    "matplotlib.pyplot", "matplotlib_inline.backend_inline", "scalekit.context")  # fmt: skip
 
 # %% ../../nbs/30d_kernels.server.ipynb #2a09c0b9
@@ -141,18 +142,20 @@ def _run_plain(request: dict, descriptors: list[int], loaded: Loaded) -> None:
     follow_order(request["order"], loaded)
     _forget_shell()
     from ipykernel.kernelapp import IPKernelApp
+
     from scalekit.kernels.child import leave, set_command_line
 
     set_command_line(request["arguments"])
-    app = IPKernelApp.instance(parent_handle=1)  # the lifeline does better than to look for the parent every second
+    app = IPKernelApp.instance(parent_handle=1)  # no look for the parent: the lifeline does better
     app.initialize(request["arguments"])
     app.start()
     atexit.unregister(app.close)
-    leave(app.shell)
+    leave()
 
 
 def _forget_shell() -> None:
     import ipykernel.ipkernel
+
     from scalekit.kernels.child import WireApp, WireKernel
 
     WireApp.instance().shell.clear_instance()
@@ -219,7 +222,8 @@ class KernelServer:
         "Tell `client` when the kernel ends, and remove the files it leaves"
         self.clients[client] = pid
         watcher = os.pidfd_open(pid)
-        self.selector.register(watcher, selectors.EVENT_READ, lambda _: self._bury(pid, watcher, client, leftovers))
+        bury = partial(self._bury, pid, watcher, client, leftovers)
+        self.selector.register(watcher, selectors.EVENT_READ, lambda _: bury())
 
     def _bury(self, pid: int, watcher: int, client: socket.socket, leftovers: list[str]) -> None:
         self.selector.unregister(watcher)
@@ -325,7 +329,7 @@ def main(
 
 # %% ../../nbs/30d_kernels.server.ipynb #0f9f35de
 def _give_up_name(path: Path, inode: int) -> None:
-    "Remove the server's socket, unless a newer server has taken its place, or somebody who holds the lock is about to"
+    "Remove the server's socket, unless a newer server has the place, or who holds the lock is making one"
     with open(path.with_suffix(".lock"), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
