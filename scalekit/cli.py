@@ -7,7 +7,6 @@ __all__ = ['main']
 
 # %% ../nbs/90_cli.ipynb #a0356640
 import argparse
-import json
 import os
 import re
 import sys
@@ -54,7 +53,9 @@ def _show_cells(notebook: str) -> Iterator[Callable[..., None]]:
     from scalekit.notebook import list_code_cells, read_notebook
 
     n_cells = len(list_code_cells(read_notebook(notebook)))
-    with tqdm(total=n_cells, unit="cell", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False) as bar:
+    with tqdm(
+        total=n_cells, unit="cell", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False
+    ) as bar:
 
         def tell(event: str, status: str = "", **_: Any) -> None:
             if event == "cell" and status != "running":
@@ -67,7 +68,9 @@ def _new(args: argparse.Namespace) -> int:
     from scalekit.template import copy_template, list_templates
 
     if args.template is None:
-        _print_table([{"template": t.name, "what for": t.summary} for t in list_templates()], ["template", "what for"])
+        _print_table(
+            [{"template": t.name, "what for": t.summary} for t in list_templates()], ["template", "what for"]
+        )
     else:
         print(copy_template(args.template, args.notebook or args.template))
     return 0
@@ -85,7 +88,8 @@ def _run(args: argparse.Namespace) -> int:
     with _show_cells(args.notebook) as tell:
         result = run(
             args.notebook, values, profile=args.profile, store=args.store, cell_timeout=args.cell_timeout,
-            run_timeout=args.timeout, skip_tags=tuple(args.skip_tag), retries=args.retries, check=False, on_event=tell,
+            run_timeout=args.timeout, skip_tags=tuple(args.skip_tag), retries=args.retries, check=False,
+            on_event=tell,
         )  # fmt: skip
     _print_json(result.row) if args.json else _print_run(result.row)
     return 0 if result.state == "succeeded" else 1
@@ -113,7 +117,15 @@ def _sweep(args: argparse.Namespace) -> int:
 
     signature = read_signature(args.notebook)
     grid, fixed = signature.parse_grid(args.grid), signature.parse(args.parameters)
-    plan = plan_sweep(args.notebook, grid, fixed, Limits(args.cell_timeout, args.timeout), args.retries, args.goal, args.fresh)
+    plan = plan_sweep(
+        args.notebook,
+        grid,
+        fixed,
+        Limits(args.cell_timeout, args.timeout),
+        args.retries,
+        args.goal,
+        args.fresh,
+    )
     try:
         with show_progress() as tell:
             result = run_sweep(plan, args.profile, args.workers, open_store(args.store), tell)
@@ -128,7 +140,10 @@ def _sweep(args: argparse.Namespace) -> int:
 def _print_sweep(sweep: Any, as_json: bool) -> None:
     if as_json:
         return _print_json({"sweep_id": sweep.sweep_id, "page": str(sweep.page), "rows": sweep.rows})
-    names = [list(dict.fromkeys(name for row in sweep.rows for name in row[part])) for part in ("parameters", "metrics")]
+    names = [
+        list(dict.fromkeys(name for row in sweep.rows for name in row[part]))
+        for part in ("parameters", "metrics")
+    ]
     rows = [{**row, **row["parameters"], **row["metrics"]} for row in sweep.rows]
     _print_table(rows, [*names[0], *names[1], "state", "seconds", "run_id"])
     for row in (row for row in sweep.rows if row["state"] != "succeeded"):
@@ -211,7 +226,13 @@ def _demo(args: argparse.Namespace) -> int:
 
     notebook = next(str(template.path) for template in list_templates() if template.name == "train")
     grid = ["lr=0.03,0.003,0.0003", "model=mlp,cnn", "seed=0,1"]
-    words = ["sweep", notebook, *(word for axis in grid for word in ("-g", axis)), "--goal", "maximize val_accuracy"]
+    words = [
+        "sweep",
+        notebook,
+        *(word for axis in grid for word in ("-g", axis)),
+        "--goal",
+        "maximize val_accuracy",
+    ]
     return main(words + ["--profile", "cpu"])
 
 # %% ../nbs/90_cli.ipynb #cc156067
@@ -242,21 +263,37 @@ _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="scalekit", description="Run notebooks warm, as sweeps and on clusters")
+    parser = argparse.ArgumentParser(
+        prog="scalekit", description="Run notebooks warm, as sweeps and on clusters"
+    )
     parser.add_argument("--version", action="version", version=f"scalekit {__version__}")
     commands = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    verbs = {name: commands.add_parser(name, help=text, description=text) for name, (text, _) in _VERBS.items()}
+    verbs = {
+        name: commands.add_parser(name, help=text, description=text) for name, (text, _) in _VERBS.items()
+    }
     verbs["new"].add_argument("template", nargs="?", help="without it, a list")
     verbs["new"].add_argument("notebook", nargs="?", help="the new file; default: the template's name")
     for name in ("run", "sweep"):
         _add_start(verbs[name])
-    verbs["run"].add_argument("--skip-tag", action="append", default=[], metavar="TAG", help="leave out cells with this tag")
-    verbs["run"].add_argument("--describe", action="store_true", help="show the notebook's parameters and stop")
-    verbs["sweep"].add_argument("-g", "--grid", action="append", default=[], metavar="NAME=V1,V2", help="values to try")
-    verbs["sweep"].add_argument("--goal", metavar="TEXT", help='for example "maximize accuracy": best trial first')
+    verbs["run"].add_argument(
+        "--skip-tag", action="append", default=[], metavar="TAG", help="leave out cells with this tag"
+    )
+    verbs["run"].add_argument(
+        "--describe", action="store_true", help="show the notebook's parameters and stop"
+    )
+    verbs["sweep"].add_argument(
+        "-g", "--grid", action="append", default=[], metavar="NAME=V1,V2", help="values to try"
+    )
+    verbs["sweep"].add_argument(
+        "--goal", metavar="TEXT", help='for example "maximize accuracy": best trial first'
+    )
     verbs["sweep"].add_argument("--workers", type=_count, metavar="N", help="how many trials at a time")
-    verbs["sweep"].add_argument("--fresh", action="store_true", help="do every trial, also those that have succeeded before")
-    verbs["runs"].add_argument("-n", "--limit", type=_count, default=None, metavar="N", help="at most so many")
+    verbs["sweep"].add_argument(
+        "--fresh", action="store_true", help="do every trial, also those that have succeeded before"
+    )
+    verbs["runs"].add_argument(
+        "-n", "--limit", type=_count, default=None, metavar="N", help="at most so many"
+    )
     for option in ("state", "sweep", "notebook"):
         verbs["runs"].add_argument(f"--{option}", help=f"only runs of this {option}")
     for name in ("show", "stop"):
@@ -264,17 +301,25 @@ def _build_parser() -> argparse.ArgumentParser:
     for name in ("run", "sweep", "runs", "show", "doctor"):
         verbs[name].add_argument("--json", action="store_true", help="for machines")
     for name in ("run", "sweep", "runs", "show", "stop", "index"):
-        verbs[name].add_argument("--store", metavar="FOLDER", help="of the runs; default: runs, or as scalekit.toml says")
+        verbs[name].add_argument(
+            "--store", metavar="FOLDER", help="of the runs; default: runs, or as scalekit.toml says"
+        )
     return parser
 
 
 def _add_start(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("notebook", metavar="NOTEBOOK")
-    verb.add_argument("-p", "--parameters", action="append", default=[], metavar="NAME=VALUE", help="a parameter")
+    verb.add_argument(
+        "-p", "--parameters", action="append", default=[], metavar="NAME=VALUE", help="a parameter"
+    )
     verb.add_argument("--profile", help="where: cpu, gpu, an address, or a name from scalekit.toml")
-    verb.add_argument("--cell-timeout", type=_seconds, metavar="TIME", help="longest time for one cell, as 90s, 10m, 2h")
+    verb.add_argument(
+        "--cell-timeout", type=_seconds, metavar="TIME", help="longest time for one cell, as 90s, 10m, 2h"
+    )
     verb.add_argument("--timeout", type=_seconds, metavar="TIME", help="longest time for one run")
-    verb.add_argument("--retries", type=_count, default=0, metavar="N", help="start a failed run again so often")
+    verb.add_argument(
+        "--retries", type=_count, default=0, metavar="N", help="start a failed run again so often"
+    )
 
 # %% ../nbs/90_cli.ipynb #c8946b61
 def main(

@@ -60,7 +60,8 @@ def _look_at_store(settings: Settings) -> Iterator[Finding]:
     yield Finding("store", f"{settings.store}, {human_bytes(free)} free", mend, fine=mend is None)
 
 # %% ../nbs/89_doctor.ipynb #19f2e1e5
-_PACKAGES = ("scalekit", "torch", "dask", "distributed", "papermill", "jupyterlab", "ipykernel", "wandb", "numpy",
+_PACKAGES = ("scalekit", "torch", "dask", "distributed", "papermill", "jupyterlab", "ipykernel", "wandb",
+             "numpy",
              "pandas")  # fmt: skip
 
 
@@ -91,9 +92,14 @@ def _has_gpu() -> bool:
         return False
 
 # %% ../nbs/89_doctor.ipynb #d6a79cf5
+_DOORS = {
+    "papermill.engine": "papermill --engine scalekit",
+    "jupyter_client.kernel_provisioners": "JUPYTER_DEFAULT_PROVISIONER_NAME=scalekit",
+}
+
+
 def _look_at_doors() -> Iterator[Finding]:
-    for group, text in (("papermill.engine", "papermill --engine scalekit"),
-                        ("jupyter_client.kernel_provisioners", "JUPYTER_DEFAULT_PROVISIONER_NAME=scalekit")):  # fmt: skip
+    for group, text in _DOORS.items():
         found = any(entry.name == "scalekit" for entry in importlib.metadata.entry_points(group=group))
         mend = None if found else "pip install scalekit, or pip install -e . in its sources"
         yield Finding("doors", text + ("" if found else " is not known"), mend, fine=found)

@@ -54,14 +54,16 @@ class Failure:
     text: str  # Its message
 
     def __str__(self) -> str:
-        return textwrap.shorten(f"{self.name}: {self.text[:2000]}" if self.text else self.name, 500, placeholder=" …")
+        return textwrap.shorten(
+            f"{self.name}: {self.text[:2000]}" if self.text else self.name, 500, placeholder=" …"
+        )
 
 
 @dataclass(frozen=True)
 class Outcome:
     "How a run ended"
 
-    state: str  # "succeeded", "failed", or what the one who stopped it has said: "cancelled", "preempted", "pruned"
+    state: str  # "succeeded", "failed", or as the one who stopped it said: "cancelled", "preempted", "pruned"
     failure: Failure | None  # The cell that did not finish; `None` after success
     n_cells: int  # Code cells in the notebook
     n_run: int  # Of those, started in this run
@@ -135,14 +137,26 @@ class _Talk:
         if (state := self.find_stop()) is not None:
             return state, state.capitalize(), "this run was told to stop"
         if cell_end is not None and now > cell_end:
-            return "failed", "CellTimeout", f"the cell took longer than {human_seconds(self.limits.cell_timeout or 0)}"
+            return (
+                "failed",
+                "CellTimeout",
+                f"the cell took longer than {human_seconds(self.limits.cell_timeout or 0)}",
+            )
         if self.run_end is not None and now > self.run_end:
-            return "failed", "RunTimeout", f"the run took longer than {human_seconds(self.limits.run_timeout or 0)}"
+            return (
+                "failed",
+                "RunTimeout",
+                f"the run took longer than {human_seconds(self.limits.run_timeout or 0)}",
+            )
         return None
 
 
 def _without_buffers(message: dict) -> dict:
-    return {"header": message["header"], "parent_header": message["parent_header"], "content": message["content"]}
+    return {
+        "header": message["header"],
+        "parent_header": message["parent_header"],
+        "content": message["content"],
+    }
 
 # %% ../nbs/32d_engine.ipynb #02e7521d
 def _mark_running(cell: dict) -> dict:
@@ -166,10 +180,14 @@ class Execution:
     kernel: Kernel  # Ready; the caller closes it
     live: LiveNotebook  # Where it is saved
     limits: Limits = field(default_factory=Limits)
-    find_stop: Callable[[], str | None] = lambda: None  # Asked 4 times a second: the state to end in, or `None`
+    find_stop: Callable[[], str | None] = lambda: (
+        None
+    )  # Asked 4 times a second: the state to end in, or `None`
     on_event: Callable[..., None] = lambda event, **fields: None  # Told about each cell
     on_message: Callable[[dict], None] = lambda message: None  # Told what the kernel publishes
-    real_sources: dict[int, str] = field(default_factory=dict)  # Source to run instead of the shown one, by cell index
+    real_sources: dict[int, str] = field(
+        default_factory=dict
+    )  # Source to run instead of the shown one, by cell index
     crash_report: Callable[[], str] = lambda: ""  # Python's last words, if it crashed
 
     def run(self) -> Outcome:
@@ -177,7 +195,9 @@ class Execution:
         start = monotonic()
         run_end = None if self.limits.run_timeout is None else start + self.limits.run_timeout
         outputs = Outputs(self.kernel.send)
-        self._talk = _Talk(self.kernel, self.limits, outputs, self.live, self.find_stop, self.on_message, run_end)
+        self._talk = _Talk(
+            self.kernel, self.limits, outputs, self.live, self.find_stop, self.on_message, run_end
+        )
         cells = [(i, cell) for i, cell in enumerate(self.notebook["cells"]) if _is_code(cell)]
         self.n_run, self._exit, state, failure = 0, False, "succeeded", None
         for index, cell in cells:
@@ -232,7 +252,9 @@ class Execution:
         code = self.kernel.wait(5.0)
         if code == -signal.SIGKILL:
             return "the kernel was killed (SIGKILL). Most often that means the machine ran out of memory"
-        how = f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
+        how = (
+            f"by {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
+        )
         return f"the kernel ended {how}. {self.crash_report()}".strip()
 
     def _describe(self, outputs: Outputs) -> None:
@@ -262,10 +284,16 @@ def _is_code(cell: dict) -> bool:
     return cell["cell_type"] == "code" and bool(cell["source"].strip())
 
 
-_EXECUTE = {"silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False, "stop_on_error": False}
+_EXECUTE = {
+    "silent": False,
+    "store_history": True,
+    "user_expressions": {},
+    "allow_stdin": False,
+    "stop_on_error": False,
+}
 
 
 def _request(kind: str, **content: Any) -> dict:
-    header = {"msg_id": uuid.uuid4().hex, "msg_type": f"{kind}_request", "username": "", "session": "", "version": "5.4",
-              "date": utc_now()}  # fmt: skip
+    header = {"msg_id": uuid.uuid4().hex, "msg_type": f"{kind}_request", "date": utc_now()}
+    header |= {"username": "", "session": "", "version": "5.4"}
     return {"header": header, "parent_header": {}, "metadata": {}, "content": content}

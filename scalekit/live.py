@@ -113,7 +113,9 @@ def _rescue(live: LiveNotebook, error: OSError) -> NotSaved:
     try:
         save_notebook(live.notebook, other, live.secrets)
     except OSError as second:
-        return NotSaved(f"{live.path}: the executed notebook can't be saved ({error}), nor in {other.parent} ({second})")
+        return NotSaved(
+            f"{live.path}: the executed notebook can't be saved ({error}), nor in {other.parent} ({second})"
+        )
     return NotSaved(f"{live.path}: the executed notebook can't be saved ({error}). It is in {other} instead")
 
 # %% ../nbs/32c_live.ipynb #618e4b54

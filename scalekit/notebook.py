@@ -73,7 +73,7 @@ def inject_parameters(
     "Add a cell with the parameters of this run"
     if not source:
         return None
-    cell = {
+    cell: dict[str, Any] = {
         "cell_type": "code", "execution_count": None, "id": hashlib.sha256(source.encode()).hexdigest()[:8],
         "metadata": {"tags": ["injected-parameters"], "scalekit": {"status": "pending"}},
         "outputs": [], "source": f"# Parameters of this run\n{source}",
@@ -147,7 +147,11 @@ def redact_notebook(
         if "outputs" in cell:
             cells[-1]["outputs"] = [redact_output(output, secrets) for output in cell["outputs"]]
     widgets = _redact_value(notebook["metadata"].get("widgets", {}), secrets)
-    return {**notebook, "cells": cells, "metadata": {**notebook["metadata"], **({"widgets": widgets} if widgets else {})}}
+    return {
+        **notebook,
+        "cells": cells,
+        "metadata": {**notebook["metadata"], **({"widgets": widgets} if widgets else {})},
+    }
 
 
 def redact_output(
@@ -216,6 +220,9 @@ def _split_output(output: dict) -> dict:
     if output["output_type"] == "stream":
         return {**output, "text": _lines(output["text"])}
     if "data" in output:
-        text = {mime: _lines(value) if mime.startswith("text/") else value for mime, value in output["data"].items()}
+        text = {
+            mime: _lines(value) if mime.startswith("text/") else value
+            for mime, value in output["data"].items()
+        }
         return {**output, "data": text}
     return output

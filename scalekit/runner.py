@@ -63,7 +63,7 @@ def plan_runs(
     trials: Iterable[dict[str, Any]],  # For each run its values by name
     limits: Limits | None = None,  # How long things may take, for each run
 ) -> list[RunPlan]:
-    "Check runs of one notebook before they start; raises `BadNotebook`, or `ParameterError` for a wrong parameter"
+    "Check runs of one notebook before they start; raises `BadNotebook` or `ParameterError`"
     path = Path(notebook).absolute()
     content, sha256 = read_source(path)
     signature = read_signature(content, path.name, path.parent)
@@ -120,7 +120,8 @@ def make_order(
     "What the one who carries the run out must know"
     secrets = tuple(secret_texts(plan.values))
     return RunOrder(
-        path=str(bundle.path), folder=str(plan.path.parent), kernel=_kernel_name(plan.notebook), threads=threads,
+        path=str(bundle.path), folder=str(plan.path.parent), kernel=_kernel_name(plan.notebook),
+        threads=threads,
         preload=tuple(settings.preload), linger=settings.linger, limits=plan.limits, secrets=secrets,
         parameters_source=_write_source(plan.values, reveal=True) if secrets else None,
     )  # fmt: skip
@@ -137,8 +138,10 @@ def _kernel_name(notebook: dict[str, Any]) -> str:
 def _check_disk(folder: Path) -> None:
     near = next(path for path in (folder, *folder.parents) if path.exists())
     if (free := shutil.disk_usage(near).free) < _NEEDED_DISK:
-        raise StoreError(f"{folder}: only {human_bytes(free)} are free, and a run wants at least "
-                         f"{human_bytes(_NEEDED_DISK)}. Free some, or name another folder in SCALEKIT_STORE")
+        raise StoreError(
+            f"{folder}: only {human_bytes(free)} are free, and a run wants at least "
+            f"{human_bytes(_NEEDED_DISK)}. Free some, or name another folder in SCALEKIT_STORE"
+        )
 
 # %% ../nbs/33b_runner.ipynb #a24b140f
 @cache
@@ -181,7 +184,8 @@ class Run:
         return f"Run({self.run_id}, {self.state}{', ' if shown else ''}{shown})"
 
     def _repr_html_(self) -> str:
-        told = {"run": self.run_id, "state": self.state, "took": human_seconds(self.seconds or 0), "error": self.error,
+        told = {"run": self.run_id, "state": self.state, "took": human_seconds(self.seconds or 0),
+                "error": self.error,
                 **self.parameters, **self.metrics, "notebook": self.notebook}  # fmt: skip
         cells = "".join(f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
                         for name, value in told.items() if value is not None)  # fmt: skip
@@ -195,7 +199,9 @@ class RunFailed(ScaleKitError):
         self.run = run
         cell = run.row.get("cell")
         where = f" in cell {cell}" if cell is not None else ""
-        super().__init__(f"{run.row['notebook']} {run.state}{where}: {run.error}. The executed notebook: {run.notebook}")
+        super().__init__(
+            f"{run.row['notebook']} {run.state}{where}: {run.error}. The executed notebook: {run.notebook}"
+        )
 
 # %% ../nbs/33b_runner.ipynb #46699f96
 def run(
@@ -209,13 +215,19 @@ def run(
     skip_tags: tuple[str, ...] = (),  # Cells with one of these tags are not run
     retries: int = 0,  # How often to start again after a failure
     check: bool = True,  # Raise `RunFailed` unless the run succeeds
-    on_event: Callable[..., None] = lambda event, **fields: None,  # Told about each cell of a run that happens here
+    on_event: Callable[..., None] = lambda event, **fields: (
+        None
+    ),  # Told about each cell of a run that happens here
     **more: Any,  # Parameters
 ) -> Run:
-    "Run a notebook with parameters; raises `ParameterError` before anything starts, `RunFailed` after a failure"
+    "Run a notebook; raises `ParameterError` before anything starts, `RunFailed` after a failure"
     settings = load_settings()
     place = settings.get_profile(profile or "auto")
-    plan = plan_run(notebook, {**(parameters or {}), **more}, Limits(cell_timeout, run_timeout, skip_tags=tuple(skip_tags)))
+    plan = plan_run(
+        notebook,
+        {**(parameters or {}), **more},
+        Limits(cell_timeout, run_timeout, skip_tags=tuple(skip_tags)),
+    )
     bundles = Store(store or settings.store, settings.folder)
     do = _run_here if profile is None else partial(_run_there, profile)
     with bundles.lease() as owner:
@@ -230,7 +242,9 @@ def run(
     return result
 
 # %% ../nbs/33b_runner.ipynb #306ca7a2
-def _run_here(bundle: Bundle, plan: RunPlan, settings: Settings, on_event: Callable[..., None]) -> dict[str, Any]:
+def _run_here(
+    bundle: Bundle, plan: RunPlan, settings: Settings, on_event: Callable[..., None]
+) -> dict[str, Any]:
     return execute_run(make_order(plan, bundle, settings, n_cores()), on_event)
 
 

@@ -46,7 +46,9 @@ def expand_grid(
     "Every combination of values; raises `ScaleKitError` for a parameter without values"
     for name, values in grid.items():
         if isinstance(values, str | bytes) or not isinstance(values, Sequence | range):
-            raise ScaleKitError(f"grid: {name} needs a list of values, got {values!r}. Example: {name}=[{values!r}]")
+            raise ScaleKitError(
+                f"grid: {name} needs a list of values, got {values!r}. Example: {name}=[{values!r}]"
+            )
         if not values:
             raise ScaleKitError(f"grid: {name} has no values. Example: {name}=[0.1, 0.01]")
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
@@ -139,11 +141,12 @@ class Sweep:
         "Parameters, metrics and state of each trial, best first"
         import pandas as pd
 
-        return pd.DataFrame([{**row["parameters"], **row["metrics"], "state": row["state"], "seconds": row["seconds"],
+        return pd.DataFrame([{**row["parameters"], **row["metrics"], "state": row["state"],
+                              "seconds": row["seconds"],
                               "run_id": row["run_id"]} for row in self.rows])  # fmt: skip
 
     def _repr_html_(self) -> str:
-        return self.table.to_html(index=False) + f'<p>Page of the sweep: <code>{self.page}</code></p>'
+        return self.table.to_html(index=False) + f"<p>Page of the sweep: <code>{self.page}</code></p>"
 
 
 class SweepStopped(ScaleKitError):
@@ -152,7 +155,10 @@ class SweepStopped(ScaleKitError):
     def __init__(self, reason: str, sweep: Sweep) -> None:
         self.sweep = sweep
         done = sum(row["state"] == "succeeded" for row in sweep.rows)
-        super().__init__(f"sweep {sweep.sweep_id}: {reason}. {done} trials are done and kept; the same call goes on with the rest")
+        super().__init__(
+            f"sweep {sweep.sweep_id}: {reason}. {done} trials are done and kept; "
+            "the same call goes on with the rest"
+        )
 
 # %% ../nbs/34b_sweeps.ipynb #e6987328
 _MAX_LOST = 3  # Times that one trial may lose its worker
@@ -171,14 +177,25 @@ class _Attempt:
 class _Controller:
     "Takes trials from a queue to the cluster and their rows back"
 
-    def __init__(self, plan: SweepPlan, store: Store, placement: Placement, settings: Settings, owner: Any) -> None:
-        self.plan, self.store, self.placement, self.settings, self.owner = plan, store, placement, settings, owner
+    def __init__(
+        self, plan: SweepPlan, store: Store, placement: Placement, settings: Settings, owner: Any
+    ) -> None:
+        self.plan, self.store, self.placement, self.settings, self.owner = (
+            plan,
+            store,
+            placement,
+            settings,
+            owner,
+        )
         self.waiting: deque[_Attempt] = deque()
         self.attempts: dict[str, _Attempt] = {}  # By path of the bundle
         self.reason: str | None = None  # Why nothing more is started
 
-    def run(self, signalled: list[str], progress: SweepProgress, tell: Callable[[SweepProgress], None]) -> None:
+    def run(
+        self, signalled: list[str], progress: SweepProgress, tell: Callable[[SweepProgress], None]
+    ) -> None:
         "Work until nothing waits and nothing is on its way; `signalled` gets the state that all shall end in"
+        tell(progress)
         while (self.waiting and not self.reason) or self.placement.running:
             try:
                 if signalled and not self.reason:
@@ -204,7 +221,9 @@ class _Controller:
         "Stop runs of a cluster that is gone; its workers may not be, and see the store"
         self.stop("cancelled")
         end = monotonic() + patience
-        while monotonic() < end and any(attempt.bundle.state not in ENDED for attempt in self.attempts.values()):
+        while monotonic() < end and any(
+            attempt.bundle.state not in ENDED for attempt in self.attempts.values()
+        ):
             sleep(0.1)
 
     def _start(self, attempt: _Attempt) -> None:
@@ -247,17 +266,17 @@ def _claim(folder: Path, sweep_id: str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ScaleKitError(f"sweep {sweep_id} is running already. See it: scalekit runs --sweep {sweep_id}") from None
+            raise ScaleKitError(
+                f"sweep {sweep_id} is running already. See it: scalekit runs --sweep {sweep_id}"
+            ) from None
         yield
 
 
 @contextmanager
 def _keep_warm(settings: Settings) -> Iterator[None]:
     with ExitStack() as stack:
-        try:
+        with suppress(NoWarmKernel):  # each run says in its own events why its kernel is a normal one
             stack.enter_context(hold_server(settings.preload, settings.linger))
-        except NoWarmKernel:
-            pass  # each run says in its own events why its kernel is a normal one
         yield
 
 # %% ../nbs/34b_sweeps.ipynb #c923669e
@@ -278,7 +297,11 @@ def run_sweep(
         missing = _find_missing(plan, bundles)
         progress.n_reused = len(plan.trials) - len(missing)
         try:
-            reason = _do_missing(plan, missing, profile, n_workers, bundles, settings, progress, on_progress) if missing else None
+            reason = (
+                _do_missing(plan, missing, profile, n_workers, bundles, settings, progress, on_progress)
+                if missing
+                else None
+            )
         finally:
             with suppress(StoreError):  # on a full disk the next look does it
                 end_lost_runs(bundles)
@@ -313,11 +336,14 @@ def _do_missing(plan, missing, profile, n_workers, store, settings, progress, on
 
 
 def _write_sweep(plan: SweepPlan, store: Store, folder: Path) -> Sweep:
-    own = {row["fingerprint"]: row for row in reversed(store.list_runs(sweep=plan.sweep_id))}  # the newest stays
+    own = {
+        row["fingerprint"]: row for row in reversed(store.list_runs(sweep=plan.sweep_id))
+    }  # the newest stays
     found = own | store.find_all(plan.trials)
     rows = order_rows([found[work] for work in plan.trials if work in found], plan.goal)
     first = next(iter(plan.trials.values()))
-    asked = {"sweep_id": plan.sweep_id, "notebook": first.path.name, "notebook_sha256": first.sha256, "goal": plan.goal,
+    asked = {"sweep_id": plan.sweep_id, "notebook": first.path.name, "notebook_sha256": first.sha256,
+             "goal": plan.goal,
              "n_trials": len(plan.trials), "written": utc_now()}  # fmt: skip
     write_atomic(folder / "sweep.json", json.dumps(asked, indent=1) + "\n")
     about = {"notebook": first.path.name, "trials": len(plan.trials)}
@@ -373,7 +399,9 @@ def show_progress(
             shown[0] = monotonic()
             if not bars:
                 total = progress.n_trials
-                bars.append(stack.enter_context(tqdm(total=total, unit="trial", dynamic_ncols=True, bar_format=_BAR)))
+                bars.append(
+                    stack.enter_context(tqdm(total=total, unit="trial", dynamic_ncols=True, bar_format=_BAR))
+                )
             bar = bars[0]
             bar.n = progress.n_done
             failed = f", {progress.n_failed} failed" if progress.n_failed else ""

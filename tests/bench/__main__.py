@@ -1,4 +1,4 @@
-"""Measure and write the table of figures.  `python tests/bench [NAME ...]`, for example `python tests/bench start`
+"""Measure and write the table of figures.  `python tests/bench [NAME ...]`, as in `python tests/bench start`
 
 Each benchmark runs in a process of its own. The table goes to nbs/benchmarks.md, with machine and versions.
 """
@@ -14,6 +14,8 @@ from pathlib import Path
 
 here = Path(__file__).parent
 table = here.parents[1] / "nbs" / "benchmarks.md"
+INTRODUCTION = """Written by `make bench`: medians, both ways in turn on the same machine. The machine was shared,
+so the ratios tell more than the times."""
 packages = ("scalekit", "papermill", "nbclient", "ipykernel", "distributed", "torch")
 
 
@@ -47,12 +49,12 @@ def describe_machine() -> str:
         "",
     )
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    return f"{len(os.sched_getaffinity(0))} cores of {cpu or platform.machine()}, Python {platform.python_version()}, {versions}"
+    cores = f"{len(os.sched_getaffinity(0))} cores of {cpu or platform.machine()}"
+    return f"{cores}, Python {platform.python_version()}, {versions}"
 
 
 def write_table(parts: dict[str, list[dict]]) -> None:
-    lines = ["# How fast it is", "", "Written by `make bench`: medians, both ways in turn on the same machine. The machine was shared, so the",
-             "ratios tell more than the times.", "", f"Machine and versions: {describe_machine()}.", ""]  # fmt: skip
+    lines = ["# How fast it is", "", INTRODUCTION, "", f"Machine and versions: {describe_machine()}.", ""]
     for name, figures in parts.items():
         lines += [
             f"## {name}",

@@ -19,8 +19,8 @@ IMAGES = [
 def write_notebook(path: Path, cells: list[tuple[str, ...]]) -> Path:
     "A notebook of code cells; each is a source and its tags"
     made = [
-        {"cell_type": "code", "id": f"c{i}", "metadata": {"tags": list(tags)}, "source": source, "outputs": [],
-         "execution_count": None}
+        {"cell_type": "code", "id": f"c{i}", "metadata": {"tags": list(tags)}, "source": source,
+         "outputs": [], "execution_count": None}
         for i, (source, *tags) in enumerate(cells)
     ]  # fmt: skip
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
