@@ -200,6 +200,18 @@ def test_an_attached_cluster_takes_no_number_of_workers(cluster):
         open_cluster(cluster.address, n_workers=2)
 
 
+def test_a_scheduler_that_dies_is_one_sentence_and_closing_still_works(start, monkeypatch):
+    monkeypatch.setattr(scalekit.cluster, "PATIENCE", 1)
+    main, _ = start("print(cluster.address, flush=True); time.sleep(60)")
+    attached = open_cluster(main.stdout.readline().strip())
+    main.kill()
+    main.wait()
+    with pytest.raises(ClusterError, match=f"{attached.address}: the scheduler must answer and is gone"):
+        attached.slots  # noqa: B018
+    assert "gone" in repr(attached) and "gone" in attached._repr_html_()
+    attached.close()
+
+
 # Who can reach it
 
 
@@ -255,6 +267,20 @@ def test_strangers_certificates_are_refused(open_to_all, tmp_path, monkeypatch):
     monkeypatch.setattr(scalekit.cluster, "PATIENCE", 2)
     with pytest.raises(ClusterError, match="a Dask scheduler must answer"):
         open_cluster(Profile("spy", kind="address", address=cluster.address, **others))
+
+
+@pytest.mark.parametrize("host", ["::1", "localhost"])
+def test_loopback_has_other_names(host):
+    with open_cluster(Profile("lab", kind="cpu", workers=1, host=host)) as cluster:
+        assert cluster.client.submit(sum, [1, 2]).result() == 3
+        assert cluster.address.startswith("tcp://")
+
+
+def test_a_host_that_is_not_here_is_one_sentence():
+    with pytest.raises(
+        ClusterError, match="a scheduler must start at 192.0.2.1, got OSError: .*of this machine"
+    ):
+        open_cluster(Profile("lab", kind="cpu", workers=1, host="192.0.2.1"))
 
 
 def test_without_certificates_a_cluster_makes_its_own():
