@@ -19,13 +19,7 @@ from .gpu_workers import start_gpu_workers
 from .profile import Profile
 from .security import make_security
 from .slots import Slot, WorkerUsage, ask_workers, make_slots, read_usage
-from scalekit.workers import (
-    ClusterError,
-    scale_workers,
-    scheduler_of,
-    start_cpu_workers,
-    stop_workers,
-)
+from .workers import ClusterError, scale_workers, scheduler_of, start_cpu_workers, stop_workers
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
