@@ -1,4 +1,4 @@
-"""Measure and write the table of figures.  `python tests/bench [NAME ...]`, as in `python tests/bench start`
+"""Measure and write the table of figures.  `python tests/bench [NAME ...]`, such as `python tests/bench start`
 
 Each benchmark runs in a process of its own. The table goes to nbs/benchmarks.md, with machine and versions.
 """
