@@ -951,6 +951,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'scalekit.sweeps._claim': ('sweeps.html#_claim', 'scalekit/sweeps.py'),
                                  'scalekit.sweeps._do_missing': ('sweeps.html#_do_missing', 'scalekit/sweeps.py'),
                                  'scalekit.sweeps._find_missing': ('sweeps.html#_find_missing', 'scalekit/sweeps.py'),
+                                 'scalekit.sweeps._is_going_on': ('sweeps.html#_is_going_on', 'scalekit/sweeps.py'),
                                  'scalekit.sweeps._keep_warm': ('sweeps.html#_keep_warm', 'scalekit/sweeps.py'),
                                  'scalekit.sweeps._list_trials': ('sweeps.html#_list_trials', 'scalekit/sweeps.py'),
                                  'scalekit.sweeps._write_page': ('sweeps.html#_write_page', 'scalekit/sweeps.py'),

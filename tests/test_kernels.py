@@ -353,12 +353,16 @@ def test_input_is_refused():
 @pytest.mark.parametrize(
     "sleep", ["import time; time.sleep(60)", "import asyncio; await asyncio.sleep(60)"]
 )
-def test_an_interrupt_ends_a_cell_and_not_the_kernel(sleep):
+@pytest.mark.parametrize("pause", [0, 0.5])  # the loop is just about to sleep, or sleeps
+def test_an_interrupt_ends_a_cell_and_not_the_kernel(sleep, pause):
     with Notebook() as notebook:
         cell = notebook.begin(f"print('begins', flush=True); {sleep}")
         notebook.wait_for_text("begins")
+        time.sleep(pause)
+        begun = time.monotonic()
         notebook.kernel.interrupt()
         assert notebook.end(cell).errors[0] in ("KeyboardInterrupt", "CancelledError")
+        assert time.monotonic() - begun < 10
         assert notebook.run("1 + 1").value == 2
 
 

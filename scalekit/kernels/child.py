@@ -14,11 +14,13 @@ import glob
 import heapq
 import os
 import resource
+import signal
 import socket
 import sys
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from time import monotonic
 from types import SimpleNamespace
@@ -332,7 +334,8 @@ def _serve(app: WireApp, inbox: _Inbox) -> None:
         loop.add_reader(inbox.wire, handle)
 
     loop.call_soon(begin)
-    _run_loop(loop)
+    with _bell(loop):
+        _run_loop(loop)
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
@@ -341,6 +344,17 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
             return loop.run_forever()
         except KeyboardInterrupt:
             continue  # an interrupt that came between two cells: there is nothing to interrupt
+
+# %% ../../nbs/30c_kernels.child.ipynb #7d02d1d9
+@contextmanager
+def _bell(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    inside, outside = socket.socketpair()
+    for end in (inside, outside):
+        end.setblocking(False)
+    loop.add_reader(inside, inside.recv, 4096)
+    signal.set_wakeup_fd(outside.fileno(), warn_on_full_buffer=False)
+    yield
+    signal.set_wakeup_fd(-1)
 
 # %% ../../nbs/30c_kernels.child.ipynb #19e58448
 def leave() -> NoReturn:

@@ -27,6 +27,7 @@ from typing import Any
 from scalekit.kernels.hygiene import (
     THREAD_VARIABLES,
     Loaded,
+    Stamp,
     find_changed_sources,
     find_fork_hazards,
     find_thread_pools,
@@ -44,7 +45,7 @@ class Warmth:
 
     app: Any  # The kernel's application, built and warmed
     loaded: Loaded  # What else the imports have made
-    stamps: dict[str, int]  # State of the imported sources
+    stamps: dict[str, Stamp]  # State of the imported sources
     failed: dict[str, str]  # Modules that could not be imported
     hazards: list[str]  # Reasons not to fork
 
