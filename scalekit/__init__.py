@@ -12,6 +12,7 @@ _public = {
     "config": "load_settings",
     "template": "copy_template list_templates",
     "store": "Store",
+    "cluster": "Cluster open_cluster",
     "context": "log record artifact current_run",
     "runner": "Run RunFailed run runs",
     "sweeps": "Sweep sweep",
@@ -21,6 +22,8 @@ _home = {name: module for module, names in _public.items() for name in names.spl
 __all__ = ["__version__", *_home]
 
 if TYPE_CHECKING:  # the same names once more, for mypy and editors
+    from .cluster import Cluster as Cluster
+    from .cluster import open_cluster as open_cluster
     from .config import load_settings as load_settings
     from .context import artifact as artifact
     from .context import current_run as current_run
