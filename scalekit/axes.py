@@ -57,10 +57,12 @@ def fit_numbers(
     def place(value: float) -> float:
         return (bend(value) - low) / (high - low)
 
-    return Axis(place, tuple(zip(map(place, marks), write_numbers(marks, even=not is_log), strict=True)), is_log)
+    return Axis(
+        place, tuple(zip(map(place, marks), write_numbers(marks, even=not is_log), strict=True)), is_log
+    )
 
 # %% ../nbs/23c_axes.ipynb #e717bb42
-def _round_steps(low: float, high: float, n: int = 5) -> list[float]:
+def _round_steps(low: float, high: float, n: int = 6) -> list[float]:
     "About `n` multiples of 1, 2 or 5 times a power of ten"
     decade = 10.0 ** math.floor(math.log10((high - low) / n))
     step = next(decade * factor for factor in (1, 2, 5, 10) if decade * factor * n >= 0.999 * (high - low))

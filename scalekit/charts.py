@@ -14,7 +14,7 @@ from typing import Any
 
 from .axes import Axis, fit_names, fit_numbers
 from .markup import Markup, tag
-from .ranking import Goal, as_number, find_best, order_rows, read_score, read_value, show_value
+from .ranking import Goal, as_number, clip, find_best, order_rows, read_score, read_value, show_value
 
 # %% ../nbs/23d_charts.ipynb #e02de8ae
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ class Panel:
              tag("text", text, x=point(left - 6), y=point(y + 4), class_="y"))
             for y, text, left in [(self.down(place), text, self.across(0)) for place, text in self.y.ticks]
         ]  # fmt: skip
-        names = [tag("text", text, x=point(x), y=self.height - 6, class_="x") for x, text in self._fitting_labels()]
+        names = [
+            tag("text", text, x=point(x), y=self.height - 6, class_="x") for x, text in self._fitting_labels()
+        ]
         return tag("svg", tag("g", grid, names, class_="axes"), *marks,
                    viewBox=f"0 0 {self.width} {self.height}", role="img", aria_label=label)  # fmt: skip
 
@@ -84,7 +86,7 @@ class Panel:
         fitting: list[tuple[float, str]] = []
         free_from = 0.0
         for place, text in sorted(self.x.ticks):
-            text = text if len(text) <= most else f"{text[: most - 1]}…"
+            text = clip(text, most)
             x, half = self.across(place), len(text) * _LETTER / 2
             if x - half >= free_from:
                 fitting.append((min(x, self.width - half), text))
@@ -121,24 +123,28 @@ def _aside(rank: int, room: float) -> float:
     return ((rank * 0.618034) % 1 - 0.5) * room
 
 
-def _room(places: Sequence[float], n_trials: int) -> float:
-    "How far dots may step aside; not at all if nearly every trial has a value of its own"
+def _room(places: Sequence[float]) -> float:
+    "Where dots may step aside; nowhere if nearly every trial has a value of its own"
     distinct = sorted(set(places))
-    if len(distinct) > n_trials / 2:
+    if len(distinct) > len(places) / 2:
         return 0.0
-    return min([0.12, *(0.5 * (after - before) for before, after in pairwise(distinct))])
+    ends = (distinct[0], 1 - distinct[-1])  # no dot shall leave the frame
+    return min(2 * min(ends), *(0.5 * (after - before) for before, after in pairwise(distinct)), 0.25)
 
 
-def _draw_spread(panel: Panel, groups: dict[float, list[float]]) -> list[Markup]:
-    "Bars and medians of places with several trials"
+def _draw_spread(panel: Panel, groups: dict[float, list[float]], is_ordered: bool) -> list[Markup]:
+    "Bars and medians of places with several trials; a line joins what has an order"
     several = {place: scores for place, scores in sorted(groups.items()) if len(scores) > 1}
     bars, middles = [], []
     for place, scores in several.items():
         low, _, high = quantiles(scores, n=4, method="inclusive")
         x, (top, middle, bottom) = panel.across(place), map(panel.down, (high, median(scores), low))
         middles.append((x, middle))
-        bars.append(tag("rect", x=point(x - 4), y=point(top), width=8, height=point(max(bottom - top, 1)), rx=2))
-    line = tag("path", d=f"M{'L'.join(f'{point(x)} {point(y)}' for x, y in middles)}") if len(middles) > 1 else None
+        bars.append(
+            tag("rect", x=point(x - 4), y=point(top), width=8, height=point(max(bottom - top, 1)), rx=2)
+        )
+    trace = "L".join(f"{point(x)} {point(y)}" for x, y in middles)
+    line = tag("path", d=f"M{trace}") if is_ordered and len(middles) > 1 else None
     ticks = [tag("path", d=f"M{point(x - 9)} {point(y)}h18", class_="median") for x, y in middles]
     return [tag("g", bars, line, ticks, class_="spread")] if several else []
 
@@ -155,26 +161,39 @@ def draw_effect(
     y = fit_numbers([trial.score for trial in shown if trial.score is not None])
     panel = Panel(x, y, foot=14 if any(trial.kind == "failed" for trial in shown) else 0)
     places = [x.place(value) for value in found]
-    room = _room(places, len(shown))
+    room = _room(places)
     groups: dict[float, list[float]] = {}
     marks = []
     for trial, place, value in reversed(list(zip(shown, places, values, strict=True))):  # the best on top
         at = panel.across(place + _aside(trial.rank, room))
-        if trial.score is not None:
+        if trial.score is not None and room:
             groups.setdefault(place, []).append(y.place(trial.score))
-        marks.append(_mark(panel, trial, at, f"#{trial.rank}: {name} {show_value(value)}, {metric} {_say(trial)}"))
+        told = f"#{trial.rank}: {name} {clip(show_value(value))}, {metric} {_say(trial)}"
+        marks.append(_mark(panel, trial, at, 3.5 if len(shown) <= _CROWD else 2.5, told))
+    spread = _draw_spread(panel, groups, is_ordered=isinstance(found[0], float))
     scale = tag("small", "logarithmic") if x.is_log else None
     caption = tag("figcaption", tag("b", name), " ", scale)
-    return tag("figure", caption, panel.draw(f"{metric} against {name}", *_draw_spread(panel, groups), *marks))
+    return tag("figure", caption, panel.draw(f"{metric} against {name}", *marks[:-1], *spread, *marks[-1:]))
 
 # %% ../nbs/23d_charts.ipynb #a4352365
-def _mark(panel: Panel, trial: Trial, x: float, told: str) -> Markup:
+def _mark(panel: Panel, trial: Trial, x: float, size: float, told: str) -> Markup:
     if trial.score is None:
         shape = tag("path", d=f"M{point(x - 3)} {point(panel.down(0) + 7)}l6 6m0-6l-6 6")
     else:
         y = panel.down(panel.y.place(trial.score))
-        shape = tag("circle", cx=point(x), cy=point(y), r=5 if trial.is_best else 3.5)
-    return tag("a", tag("title", told), shape, href=f"#t{trial.rank}", class_=trial.kind, data_t=trial.rank, tabindex=-1)
+        shape = tag("circle", cx=point(x), cy=point(y), r=5 if trial.is_best else size)
+    return tag(
+        "a",
+        tag("title", told),
+        shape,
+        href=f"#t{trial.rank}",
+        class_=trial.kind,
+        data_t=trial.rank,
+        tabindex=-1,
+    )
+
+
+_CROWD = 150  # Trials from which on dots are smaller
 
 
 def _say(trial: Trial) -> str:

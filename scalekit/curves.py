@@ -58,12 +58,13 @@ def read_curves(
             found.setdefault(name, {})[trial.rank] = thin(_numbers(points), n_points)
     lines = {name: drawn for name, curves in found.items() if (drawn := _drop_points(curves))}
     order = Counter({name: len(curves) for name, curves in lines.items()} | {str(metric): len(trials) + 1})
-    return {name: lines[name] for name, _ in order.most_common() if name in lines}, n_lost
+    names = [name for name, _ in order.most_common() if name in lines]
+    return {name: lines[name] for name in names[:n_metrics]}, n_lost
 
 # %% ../nbs/23e_curves.ipynb #cab084cb
 _MANY = 100  # From so many trials on fewer metrics are drawn
 _LEAST, _MOST = 40, 300  # Points of a curve
-_INK = 100_000  # Points on a page: about a megabyte
+_INK = 60_000  # Points on a page: about 700 KB
 
 
 def _numbers(points: Sequence[tuple[Any, Any]]) -> Points:
@@ -75,7 +76,9 @@ def _numbers(points: Sequence[tuple[Any, Any]]) -> Points:
 
 def _drop_points(curves: dict[int, Points]) -> dict[int, Points]:
     "Curves with at least two points"
-    return {rank: points for rank, points in curves.items() if sum(value is not None for _, value in points) > 1}
+    return {
+        rank: points for rank, points in curves.items() if sum(value is not None for _, value in points) > 1
+    }
 
 # %% ../nbs/23e_curves.ipynb #25e6e1e4
 def draw_curves(

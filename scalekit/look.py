@@ -12,24 +12,27 @@ import hashlib
 # %% ../nbs/23g_look.ipynb #11ba9da4
 _COLOURS = """
 :root { color-scheme: light dark;
-  --page: #ffffff; --ink: #1a2129; --soft: #5a6572; --line: #dfe3e8; --shade: #f4f6f8; --mark: #a3afbc;
+  --page: #ffffff; --ink: #1a2129; --soft: #5a6572; --line: #dfe3e8; --shade: #f4f6f8; --mark: #8694a3;
   --best: #0067b0; --bad: #c2470a; --good: #0b7a5c; --wait: #7d5aa6; }
 @media screen and (prefers-color-scheme: dark) { :root {
-  --page: #14181d; --ink: #e4e8ec; --soft: #9aa6b2; --line: #2d343c; --shade: #1c2229; --mark: #5d6a78;
+  --page: #14181d; --ink: #e4e8ec; --soft: #9aa6b2; --line: #2d343c; --shade: #1c2229; --mark: #657282;
   --best: #56b4f5; --bad: #ff8f50; --good: #3dc79f; --wait: #bb9be0; } }
 """
 
 # %% ../nbs/23g_look.ipynb #02b5c838
 _TEXT = """
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 3rem; max-width: 72rem; background: var(--page); color: var(--ink);
+body { margin: 0 auto; padding: 2.5rem 1.25rem 3rem; max-width: 72rem; background: var(--page);
+  color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-h1 { margin: 0; font-size: 1.9rem; line-height: 1.2; font-weight: 650; letter-spacing: -.015em; text-wrap: balance; }
+h1 { margin: 0; font-size: 1.9rem; line-height: 1.2; font-weight: 650; letter-spacing: -.015em;
+  text-wrap: balance; }
 h2 { margin: 3rem 0 .25rem; font-size: 1.2rem; font-weight: 650; }
-p { margin: .25rem 0; max-width: 65ch; }
+p { margin: .25rem 0; max-width: 76ch; }
 a { color: var(--best); text-underline-offset: .15em; text-decoration-thickness: 1px; }
-a:focus-visible, button:focus-visible, [tabindex]:focus-visible { outline: 2px solid var(--best); outline-offset: 2px; }
+a:focus-visible, button:focus-visible, [tabindex]:focus-visible { outline: 2px solid var(--best);
+  outline-offset: 2px; }
 code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 small, .soft { color: var(--soft); font-size: .87em; }
 dl, dd { margin: 0; }
@@ -42,53 +45,63 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);
 _PARTS = """
 .about { display: flex; flex-wrap: wrap; gap: .1rem 1.5rem; margin-top: .6rem; font-size: .92em; }
 .about div { display: flex; gap: .45em; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 1px; margin: 1.75rem 0;
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 1px;
+  margin: 1.75rem 0;
   background: var(--line); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
 .figures div { background: var(--page); padding: .85rem 1.1rem 1rem; }
 .figures dt { font-size: .87em; }
 .figures dd { font-size: 1.65rem; font-weight: 600; line-height: 1.25; letter-spacing: -.01em; }
 .figures dd.best { color: var(--best); }
-.figures dd.soft { color: var(--soft); font-size: .87em; font-weight: 400; letter-spacing: 0; line-height: 1.45; }
-.card { padding: 1rem 1.1rem 1.1rem; border-radius: 10px; background: var(--shade); border-left: 4px solid var(--best); }
+.figures dd.soft { color: var(--soft); font-size: .87em; font-weight: 400; letter-spacing: 0;
+  line-height: 1.45; }
+.card { padding: 1rem 1.1rem 1.1rem; border-radius: 10px; background: var(--shade);
+  border-left: 4px solid var(--best); }
 .card h2 { margin: 0 0 .4rem; font-size: 1rem; }
-.card p { max-width: none; }
+.card, .card p { max-width: none; }
 .values { display: flex; flex-wrap: wrap; gap: .35rem 1.4rem; margin: .1rem 0 .7rem; }
 .values dt { font-size: .87em; }
 .values dd { font-weight: 600; }
 .state { white-space: nowrap; color: var(--wait); }
-.state::before { content: ""; display: inline-block; width: .55em; height: .55em; margin-right: .5em; border-radius: 50%;
+.state::before { content: ""; display: inline-block; width: .55em; height: .55em; margin-right: .5em;
+  border-radius: 50%;
   border: 2px solid currentColor; }
 .state.succeeded { color: var(--good); }
 .state.failed { color: var(--bad); }
 .state.succeeded::before, .state.failed::before { background: currentColor; }
 .state.failed::before { border-radius: 0; transform: rotate(45deg); }
 .reason { margin: 1rem 0 0; padding-left: 1rem; border-left: 3px solid var(--bad); }
-.reason pre { margin: .2rem 0; font: .92em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
+.reason pre { margin: .2rem 0;
+  font: .92em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
   white-space: pre-wrap; }
 """
 
 # %% ../nbs/23g_look.ipynb #b3bdf71c
 _TABLE = """
-.scroll { margin-top: .8rem; max-height: min(44rem, 85vh); overflow: auto; border: 1px solid var(--line); border-radius: 10px; }
+.scroll { margin-top: .8rem; max-height: min(44rem, 85vh); overflow: auto; border: 1px solid var(--line);
+  border-radius: 10px; }
 table { width: 100%; border-collapse: separate; border-spacing: 0; font-size: .92em; }
-th, td { padding: .4rem .8rem; text-align: left; vertical-align: top; overflow-wrap: normal; max-width: 22rem; }
-th { position: sticky; top: 0; z-index: 1; background: var(--shade); font-weight: 600; vertical-align: bottom; }
+th, td { padding: .4rem .8rem; text-align: left; vertical-align: top; }
+th { position: sticky; top: 0; z-index: 1; background: var(--shade); font-weight: 600;
+  vertical-align: bottom; }
 tbody td { border-top: 1px solid var(--line); }
-td.n, th.n { text-align: right; white-space: nowrap; }
+th, td { white-space: nowrap; }
+.n { text-align: right; }
 td.goal { font-weight: 600; }
 tr.best td.goal { color: var(--best); }
 tbody tr.on td { background: var(--shade); }
 tbody tr:target td { background: color-mix(in srgb, var(--best) 14%, var(--page)); }
 tbody tr { scroll-margin: 5rem; }
 th button { all: unset; cursor: pointer; font: inherit; }
-th button::after { content: "↕"; display: inline-block; width: 1em; text-align: center; color: var(--soft); opacity: .55; }
+th button::after { content: "↕"; display: inline-block; width: 1em; text-align: center;
+  color: var(--soft); opacity: .55; }
 th[aria-sort=ascending] button::after { content: "↑"; opacity: 1; }
 th[aria-sort=descending] button::after { content: "↓"; opacity: 1; }
 """
 
 # %% ../nbs/23g_look.ipynb #84bdd76a
 _CHARTS = """
-.grid { display: grid; gap: 1.5rem 2rem; margin-top: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
+.grid { display: grid; gap: 1.5rem 2rem; margin-top: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
 .grid.large { grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr)); }
 figure { margin: 0; min-width: 0; break-inside: avoid; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
@@ -97,12 +110,15 @@ svg text.x, .bars text { text-anchor: middle; }
 svg text.y { text-anchor: end; }
 .axes line { stroke: var(--line); }
 svg circle { fill: var(--mark); stroke: var(--page); }
-svg path { fill: none; stroke: var(--mark); stroke-width: 1.5; stroke-linecap: round; stroke-linejoin: round; }
+svg path { fill: none; stroke: var(--mark); stroke-width: 1.5; stroke-linecap: round;
+  stroke-linejoin: round; }
 svg .best circle { fill: var(--best); }
 svg .best path { stroke: var(--best); stroke-width: 2.5; opacity: 1; }
 svg .failed path { stroke: var(--bad); }
 .curves a path { opacity: var(--faint); }
+.curves .failed path { opacity: .8; }
 .curves .best path { opacity: 1; }
+.spread { pointer-events: none; }
 .spread rect { fill: var(--ink); opacity: .16; }
 .spread path { stroke: var(--soft); stroke-width: 1; }
 .spread path.median { stroke: var(--ink); stroke-width: 2; }
@@ -116,13 +132,18 @@ svg .failed path { stroke: var(--bad); }
 svg a.on circle { fill: var(--ink); stroke: var(--ink); stroke-width: 3; }
 .curves a.on path { stroke: var(--ink); stroke-width: 3; opacity: 1; }
 .bars a.on rect { fill: var(--ink); } .bars a.on text { fill: var(--page); }
-@media (max-width: 40rem) { .large svg text { font-size: 16px; } .wide { overflow-x: auto; } .wide svg { width: 54rem; } }
+@media screen and (max-width: 40rem) { .large svg text { font-size: 16px; } .wide { overflow-x: auto; }
+  .wide svg { width: 54rem; } }
 """
 
 # %% ../nbs/23g_look.ipynb #f0606a11
 _PAPER = """
-@media print { body { max-width: none; padding: 0; font-size: 11px; } .scroll { max-height: none; overflow: visible; }
-  th { position: static; } th button::after { content: none; } tr, .card, .reason { break-inside: avoid; } h2 { break-after: avoid; }
+@media print { body { max-width: none; padding: 0; font-size: 11px; } .scroll { max-height: none;
+  overflow: visible; }
+  .grid { grid-template-columns: repeat(3, 1fr); } .grid.large { grid-template-columns: repeat(2, 1fr); }
+  th { position: static; } th, td { white-space: normal; padding: .2rem .3rem; font-size: 8px;
+  overflow-wrap: anywhere; }
+  th button::after { content: none; } tr, .card, .reason { break-inside: avoid; } h2 { break-after: avoid; }
   .figures div, .card, svg * { print-color-adjust: exact; } }
 """
 
@@ -132,7 +153,8 @@ STYLE = "".join([_COLOURS, _TEXT, _PARTS, _TABLE, _CHARTS, _PAPER])
 # %% ../nbs/23g_look.ipynb #af347044
 SCRIPT = """
 const collator = new Intl.Collator(undefined, {numeric: true});
-const key = cell => cell.dataset.v === undefined ? cell.textContent : Number(cell.dataset.v);
+const isNumber = cell => cell.classList.contains("n");
+const key = cell => isNumber(cell) ? Number(cell.dataset.v ?? cell.textContent) : cell.textContent;
 const kind = value => value === "" ? 2 : typeof value === "string" ? 1 : 0;
 const compare = (a, b) => typeof a === "number" ? a - b : collator.compare(a, b);
 for (const table of document.querySelectorAll("table")) {
@@ -153,7 +175,8 @@ for (const table of document.querySelectorAll("table")) {
 }
 const show = on => event => {
   const trial = event.target.closest?.("[data-t]")?.dataset.t;
-  if (trial) document.querySelectorAll(`[data-t="${trial}"]`).forEach(mark => mark.classList.toggle("on", on));
+  const marks = trial ? document.querySelectorAll(`[data-t="${trial}"]`) : [];
+  marks.forEach(mark => mark.classList.toggle("on", on));
 };
 for (const name of ["pointerover", "focusin"]) addEventListener(name, show(true));
 for (const name of ["pointerout", "focusout"]) addEventListener(name, show(false));
@@ -163,4 +186,5 @@ for (const name of ["pointerout", "focusout"]) addEventListener(name, show(false
 def write_policy() -> str:  # For a `meta` element
     "What the page may do"
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    return f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    own = f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'"

@@ -20,7 +20,7 @@ class Markup(str):
 def escape(
     value: object,  # Text or a number
 ) -> str:  # Safe between tags and inside quoted attributes
-    "Text as HTML shows it; what can't be shown, or would turn the reading direction, becomes a replacement character"
+    "Text as HTML shows it; what can't be shown, or would turn the reading direction, becomes U+FFFD"
     return html.escape(_UNSHOWABLE.sub("\N{REPLACEMENT CHARACTER}", str(value)))
 
 # %% ../nbs/23b_markup.ipynb #068f7e73
@@ -37,7 +37,9 @@ def tag(
     "One element"
     inside = join(*content)
     head = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items() if value is not None
+        f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
+        for key, value in attributes.items()
+        if value is not None
     )
     return Markup(f"<{name}{head}/>" if name in _EMPTY else f"<{name}{head}>{inside}</{name}>")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from .axes import Axis
+from .axes import Axis, fit_names
 from .charts import Panel, Trial, point
 from .core import human_seconds
 from .markup import Markup, tag
@@ -86,8 +86,12 @@ def draw_timeline(
 ) -> Markup:
     "A row of bars for each slot; the bare line is idle time"
     seconds, lanes = max(timeline.seconds, 1e-3), timeline.n_lanes
-    x = Axis(lambda second: second / seconds, tuple((second / seconds, human_seconds(second)) for second in _round_times(seconds)))
-    y = Axis(lambda lane: 1 - (lane + 0.5) / lanes, tuple((1 - (lane + 0.5) / lanes, str(lane + 1)) for lane in range(lanes)))
+    times = _round_times(seconds)
+    x = Axis(
+        lambda second: second / seconds,
+        tuple((time / seconds, _write_clock(time, seconds)) for time in times),
+    )
+    y = fit_names([str(lane) for lane in range(lanes, 0, -1)])
     panel = Panel(x, y, width=1080, height=34 + 24 * lanes)
     bars = [_draw_bar(panel, span) for span in timeline.spans]
     breaks = [
@@ -95,23 +99,56 @@ def draw_timeline(
             tag("path", d=f"M{point(panel.across(x.place(second)))} 0v{panel.height - 22}"), class_="break")
         for second, length in timeline.pauses
     ]  # fmt: skip
-    return tag("figure", panel.draw("When each trial ran", tag("g", bars, class_="bars"), *breaks), class_="wide")
+    return tag(
+        "figure", panel.draw("When each trial ran", tag("g", bars, class_="bars"), *breaks), class_="wide"
+    )
 
 # %% ../nbs/23f_timeline.ipynb #e629c5cf
 def _draw_bar(panel: Panel, span: Span) -> Markup:
     left, right = (panel.across(panel.x.place(second)) for second in (span.start, span.end))
-    middle, width = panel.down(panel.y.place(span.lane)), max(right - left - 1, 1.5)
+    middle, width = panel.down(panel.y.place(str(span.lane + 1))), max(right - left - 1, 1.5)
     rank, state = span.trial.rank, span.trial.row.get("state")
     bar = tag("rect", x=point(left), y=point(middle - 8), width=point(width), height=16, rx=2)
-    name = tag("text", rank, x=point(left + width / 2), y=point(middle + 4)) if width > 9 + 7 * len(str(rank)) else None
+    name = (
+        tag("text", rank, x=point(left + width / 2), y=point(middle + 4))
+        if width > 9 + 7 * len(str(rank))
+        else None
+    )
     told = f"#{rank}: {state}, {human_seconds(span.end - span.start)}"
     kind = span.trial.kind or (None if state == "succeeded" else "other")
     return tag("a", tag("title", told), bar, name, href=f"#t{rank}", class_=kind, data_t=rank, tabindex=-1)
 
 
+def _write_clock(time: float, seconds: float) -> str:
+    "A tick: `5 s` in the first minute of a short sweep, `0:05` in a longer one"
+    return f"{time:g} s" if seconds < 60 else human_seconds(time) if time >= 10 else f"0:{time:02.0f}"
+
+
 def _round_times(seconds: float, n: int = 10) -> list[float]:
     "Ticks of a clock, at most about `n`"
     days = (86400 * 10**power * factor for power in range(20) for factor in (1, 2, 5))
-    steps = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, *days]
+    steps = [
+        0.1,
+        0.2,
+        0.5,
+        1,
+        2,
+        5,
+        10,
+        15,
+        30,
+        60,
+        120,
+        300,
+        600,
+        900,
+        1800,
+        3600,
+        7200,
+        10800,
+        21600,
+        43200,
+        *days,
+    ]
     step = next(step for step in steps if step * n >= seconds)
     return [number * step for number in range(int(seconds / step) + 1)]
