@@ -58,6 +58,7 @@ def get_warm(
         os.environ.pop(name, None)
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # a warning that is meant for interactive use
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
