@@ -1,4 +1,4 @@
-"""Measure and write the table of figures.  `python tests/bench [NAME ...]`, such as `python tests/bench start`
+"""Measure and write the table of figures.  `python tests/bench [NAME ...]`, as `python tests/bench start`
 
 Each benchmark runs in a process of its own. The table goes to nbs/benchmarks.md, with machine and versions.
 """
@@ -14,8 +14,8 @@ from pathlib import Path
 
 here = Path(__file__).parent
 table = here.parents[1] / "nbs" / "benchmarks.md"
-INTRODUCTION = """Written by `make bench`: medians, both ways in turn on the same machine. The machine was shared,
-so the ratios tell more than the times."""
+INTRODUCTION = """Written by `make bench`: medians, both ways in turn on the same machine. It was
+shared, so the ratios tell more than the times."""
 packages = ("scalekit", "papermill", "nbclient", "ipykernel", "distributed", "torch")
 
 

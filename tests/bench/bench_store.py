@@ -4,9 +4,11 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from figures import Figure, seconds
 
 from scalekit import context
 from scalekit.bundle import Bundle
@@ -86,6 +88,28 @@ def time_log(folder: Path, n: int) -> None:
     print(f"{'':15}summary of that run  {median_ms(bundle.summary, 3):8.1f} ms")
     print(f"{'':15}its state            {median_ms(lambda: bundle.state, 5):8.1f} ms")
     print(f"{'':15}curves               {median_ms(bundle.curves, 3):8.1f} ms")
+
+
+def measure() -> Iterator[Figure]:
+    "The figures of the table"
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        store = Store(folder / "made")
+        whole = median_ms(lambda: one_run(store), 50) / 1000
+        yield Figure("a run made, begun, ended, sealed and indexed", seconds(whole), "", whole, "")
+        os.environ["SCALEKIT_BUNDLE"] = str(store.create_run({}).path)
+        start = time.perf_counter()
+        for step in range(100_000):
+            context.log(loss=0.3, accuracy=0.97, step=step)
+        del os.environ["SCALEKIT_BUNDLE"]
+        logged = time.perf_counter() - start
+        yield Figure("100,000 calls of sk.log", seconds(logged), "", logged, "under 5 s")
+        for n, goal in ((10_000, "under 100 ms"), (100_000, "without trouble")):
+            listed = Store(folder / f"listed-{n}")
+            copy_runs(listed, n)
+            listed.rebuild_index()
+            took = median_ms(listed.list_runs, 9) / 1000
+            yield Figure(f"{n:,} runs listed", seconds(took), "", took, goal)
 
 
 def main() -> None:
