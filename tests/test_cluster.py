@@ -313,26 +313,32 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def start(tmp_path):
-    "Function that starts a script in a session of its own, and waits for the pids of its workers"
+def run_script(tmp_path):
+    "Function that runs a script in a session of its own"
     started = []
 
-    def start(then):
+    def run_script(text):
         script = tmp_path / "script.py"
-        script.write_text(OPEN + textwrap.indent(textwrap.dedent(then), "    "))
-        process = run_script(script)
-        started.append(process)
-        return process, [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        script.write_text(text)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen([sys.executable, script], start_new_session=True, **pipes))
+        return started[-1]
 
-    yield start
+    yield run_script
     for process in started:
         process.kill()
         process.communicate()
 
 
-def run_script(script):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, script], start_new_session=True, **pipes)
+@pytest.fixture
+def start(run_script):
+    "Function that runs a script which opens a cluster, and waits for the pids of its workers"
+
+    def start(then):
+        process = run_script(OPEN + textwrap.indent(textwrap.dedent(then), "    "))
+        return process, [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+
+    return start
 
 
 def gone(processes):
@@ -387,13 +393,11 @@ def test_a_task_that_fails_says_nothing_on_the_terminal(start):
     assert main.communicate(timeout=30) == ("ZeroDivisionError\n", "")
 
 
-def test_an_unguarded_script_is_told_so_and_ends(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text('from scalekit.cluster import open_cluster\nopen_cluster("cpu", n_workers=2)')
-    main = run_script(script)
-    out, errors = main.communicate(timeout=60)
+def test_an_unguarded_script_is_told_so_and_ends(run_script):
+    main = run_script('from scalekit.cluster import open_cluster\nopen_cluster("cpu", n_workers=2)')
+    _, errors = main.communicate(timeout=60)
     assert main.returncode == 1
-    assert f'{script} must open its cluster under: if __name__ == "__main__":' in errors
+    assert 'script.py must open its cluster under: if __name__ == "__main__":' in errors
     assert errors.count("Traceback") == 1
     assert gone([process for process in psutil.process_iter() if session(process.pid) == main.pid])
 
