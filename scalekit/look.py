@@ -141,8 +141,8 @@ _PAPER = """
 @media print { body { max-width: none; padding: 0; font-size: 11px; } .scroll { max-height: none;
   overflow: visible; }
   .grid { grid-template-columns: repeat(3, 1fr); } .grid.large { grid-template-columns: repeat(2, 1fr); }
-  th { position: static; } th, td { white-space: normal; padding: .2rem .3rem; font-size: 8px;
-  overflow-wrap: anywhere; }
+  th { position: static; } th, td { padding: .15rem .25rem; font-size: 7.5px; }
+  th, td:not(.n) { white-space: normal; } th { overflow-wrap: anywhere; } td { overflow-wrap: break-word; }
   th button::after { content: none; } tr, .card, .reason { break-inside: avoid; } h2 { break-after: avoid; }
   .figures div, .card, svg * { print-color-adjust: exact; } }
 """

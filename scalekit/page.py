@@ -18,7 +18,16 @@ from .charts import Trial, draw_effect, rank_trials
 from .core import human_seconds, suggest, utc_now, write_atomic
 from .curves import draw_curves, read_curves
 from .events import promise
-from .listing import MAX_COLUMNS, Link, count, draw_table, list_failures, make_linker, write_moment
+from scalekit.listing import (
+    MAX_COLUMNS,
+    Link,
+    count,
+    draw_table,
+    list_failures,
+    make_linker,
+    write_moment,
+    write_money,
+)
 from .look import SCRIPT, STYLE, write_policy
 from .markup import Markup, join, tag
 from .ranking import Goal, as_number, clip, find_goal, find_swept, read_value, show_value
@@ -42,7 +51,9 @@ def _headline(trials: Sequence[Trial], goal: Goal | None, timeline: Timeline) ->
         )
     if costs:
         told.append(
-            _figure("cost", f"{sum(costs):.2f}", f"of {count(len(costs), 'trial')}, by the profile's price")
+            _figure(
+                "cost", write_money(sum(costs)), f"of {count(len(costs), 'trial')}, by the profile's price"
+            )
         )
     return tag("dl", told, class_="figures")
 
