@@ -94,6 +94,9 @@ def _read_file(file):
         said = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: this is no TOML: {error}") from error
+    if isinstance(said.get("profile"), dict):
+        name = next(iter(said["profile"]), "NAME")
+        raise ConfigError(f"{file}: a profile stands under [profiles.{name}], got [profile.{name}]")
     check_keys(file, said, _SETTINGS_RULES)
     tables = said.get("profiles", {})
     return said | {"profiles": {name: _read_profile(file, name, table) for name, table in tables.items()}}

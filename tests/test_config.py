@@ -175,3 +175,9 @@ def test_settings_load_no_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_profile_under_the_wrong_heading_is_led_to_the_right_one(tmp_path):
+    (tmp_path / "scalekit.toml").write_text('[profile.night]\nkind = "cpu"\n')
+    with pytest.raises(ConfigError, match=r"stands under \[profiles\.night\]"):
+        load_settings(tmp_path, {})
