@@ -597,6 +597,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'scalekit/kernels/server.py'),
                                          'scalekit.kernels.server.Nursery._fork_wire': ( 'kernels.server.html#nursery._fork_wire',
                                                                                          'scalekit/kernels/server.py'),
+                                         'scalekit.kernels.server.Nursery._spare_wire': ( 'kernels.server.html#nursery._spare_wire',
+                                                                                          'scalekit/kernels/server.py'),
                                          'scalekit.kernels.server.Nursery.drop_spare': ( 'kernels.server.html#nursery.drop_spare',
                                                                                          'scalekit/kernels/server.py'),
                                          'scalekit.kernels.server.Nursery.fork_plain': ( 'kernels.server.html#nursery.fork_plain',

@@ -284,6 +284,13 @@ def test_data_loader_workers_run_and_print():
     assert sorted(re.findall(r"item \d", said.text)) == [f"item {i}" for i in range(8)]
 
 
+def test_the_last_words_of_native_code_come_before_the_end_of_the_cell():
+    with Notebook() as notebook:
+        for n in range(100):
+            said = notebook.run(f"import os; os.system('echo {n} é; echo error >&2')\nNone")
+            assert sorted(said.text.splitlines()) == [f"{n} é", "error"]
+
+
 def test_output_of_native_code_is_captured():
     code = """
     import ctypes, os
@@ -464,6 +471,15 @@ def test_a_server_stays_as_long_as_somebody_holds_it(own_servers):
     with hold_server(LIGHT, 0.2) as server:
         time.sleep(1.5)
         assert describe_server(LIGHT, 0.2)["pid"] == server["pid"]
+
+
+def test_a_spare_kernel_that_was_killed_is_not_given_to_anybody():
+    with Notebook() as first:
+        assert first.run("1").value == 1
+        os.kill(spare := describe_server(LIGHT, LINGER)["spare"], signal.SIGKILL)
+        wait_until(lambda: not is_alive(spare), 5)
+        with Notebook() as second:
+            assert second.run("1 + 1").value == 2
 
 
 # One server for all who want the same

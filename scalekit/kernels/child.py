@@ -14,11 +14,13 @@ import glob
 import heapq
 import os
 import resource
+import select
 import signal
 import socket
 import sys
 import threading
 import uuid
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -35,7 +37,7 @@ from jupyter_client.session import Session
 from tornado.ioloop import IOLoop
 
 from .hygiene import Loaded, follow_order, leave_parent, reseed
-from .wire import PACKET, Joiner, WireWriter, receive_packet
+from .wire import PACKET, Joiner, WireWriter, receive_packet, wait_for
 
 # %% ../../nbs/30c_kernels.child.ipynb #1d5acba7
 class WireSession(Session):
@@ -99,8 +101,11 @@ class _Publisher(IOPubThread):
 class WireStream(OutStream):
     "`sys.stdout` or `sys.stderr` of a warm kernel; keeps order when several threads flush"
 
+    _fid: Any  # Where the pipe is read
+
     def __init__(self, *args: Any, **keys: Any) -> None:
         self._order = threading.RLock()
+        self._decoder = getincrementaldecoder("utf-8")("replace")
         super().__init__(*args, **keys)
         os.register_at_fork(after_in_child=self._after_fork)
 
@@ -111,6 +116,23 @@ class WireStream(OutStream):
     def _flush(self) -> None:
         with self._order:
             super()._flush()
+
+    def flush(self) -> None:
+        if self._should_watch and self._is_master_process():
+            self._take_native_output()
+        super().flush()
+
+    def _watch_pipe_fd(self) -> None:
+        while wait_for(self._fid, select.POLLIN, None) & select.POLLIN and self._should_watch:
+            self._take_native_output()
+
+    def _take_native_output(self) -> None:
+        with self._order:
+            if wait_for(self._fid, select.POLLIN, 0):
+                self.write(self._decoder.decode(os.read(self._fid, _PIPE)))
+
+
+_PIPE = 1 << 20  # More than a pipe holds [bytes]
 
 # %% ../../nbs/30c_kernels.child.ipynb #ef323b46
 class WireKernel(IPythonKernel):

@@ -362,7 +362,7 @@ def hold_server(
 def describe_server(
     modules: Sequence[str],  # As for `start_kernel`
     linger: float,  # As for `start_kernel`
-) -> dict:  # `pid`, `kernels` (pids), `failed` (error by module), `hazards`, `stale`
+) -> dict:  # `pid`, `kernels` and `spare` (pids), `failed` (error by module), `hazards`, `stale`
     "What the server says of itself; starts it if need be"
     answer, _, connection = _ask({"op": "status"}, modules, linger, os.environ)
     connection.close()

@@ -95,26 +95,32 @@ class Nursery:
 
     def hand_over(self, inherited: list) -> tuple[int, socket.socket]:  # pid, the driver's end of its wire
         "A wire kernel: the spare one if there is one"
+        if self.spare is not None and os.waitpid(self.spare[0], os.WNOHANG)[0]:
+            self.drop_spare()  # somebody has killed it
         kernel, self.spare = self.spare or self._fork_wire(inherited), None
         return kernel
 
     def drop_spare(self) -> None:
         "End the spare kernel by closing its wire"
-        if self.spare is not None:
-            self.spare[1].close()
-            self.spare = None
+        for wire in self._spare_wire():
+            wire.close()
+        self.spare = None
+
+    def _spare_wire(self) -> list[socket.socket]:
+        return [self.spare[1]] if self.spare is not None else []
 
     def _fork_wire(self, inherited: list) -> tuple[int, socket.socket]:
         from scalekit.kernels.child import run_child
 
         driver, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        spare = [driver] + ([self.spare[1]] if self.spare else [])
-        pid = _fork(inherited + spare, lambda: run_child(self.warmth.app, kernel, self.warmth.loaded))
+        inherited = [*inherited, driver, *self._spare_wire()]
+        pid = _fork(inherited, lambda: run_child(self.warmth.app, kernel, self.warmth.loaded))
         kernel.close()
         return pid, driver
 
     def fork_plain(self, inherited: list, request: dict, descriptors: list[int]) -> int:  # pid
         "A stock ipykernel for the command line in `request`"
+        inherited = [*inherited, *self._spare_wire()]
         return _fork(inherited, lambda: _run_plain(request, descriptors, self.warmth.loaded))
 
 # %% ../../nbs/30d_kernels.server.ipynb #ec4942e0
@@ -305,6 +311,7 @@ def _describe(server: KernelServer) -> dict:
     return {
         "pid": os.getpid(),
         "kernels": [pid for pid in server.clients.values() if pid is not None],
+        "spare": server.nursery.spare[0] if server.nursery.spare else None,
         "failed": server.warmth.failed,
         "hazards": server.warmth.hazards,
         "stale": server.stale,
