@@ -1220,6 +1220,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'scalekit.values.to_source': ('values.html#to_source', 'scalekit/values.py'),
                                  'scalekit.values.to_text': ('values.html#to_text', 'scalekit/values.py')},
             'scalekit.workers': { 'scalekit.workers.ClusterError': ('workers.html#clustererror', 'scalekit/workers.py'),
+                                  'scalekit.workers._block_interrupts': ('workers.html#_block_interrupts', 'scalekit/workers.py'),
                                   'scalekit.workers._bracket': ('workers.html#_bracket', 'scalekit/workers.py'),
                                   'scalekit.workers._find_reason': ('workers.html#_find_reason', 'scalekit/workers.py'),
                                   'scalekit.workers._free_port': ('workers.html#_free_port', 'scalekit/workers.py'),

@@ -31,11 +31,11 @@ def is_own_kernel(
     name: str,  # Of a kernel, as in a notebook's metadata
 ) -> bool:  # Whether a fork of this interpreter is the same
     "Does the kernel run in this interpreter? raises `UnknownKernel`"
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+    from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager, NoSuchKernel
 
     manager = KernelSpecManager()
     try:
-        command = manager.get_kernel_spec(name).argv
+        command = manager.get_kernel_spec(NATIVE_KERNEL_NAME if name == "python" else name).argv
     except NoSuchKernel:
         known = suggest(name, manager.find_kernel_specs())
         raise UnknownKernel(
