@@ -90,6 +90,8 @@ class _Talk:
     run_end: float | None  # Time at which the run must be over
     stop: tuple[str, str, str] | None = None  # State, error name and text, once the cell was told to stop
     _asked: dict[str, int] = field(default_factory=dict)  # Index of the cell by request
+    _begun: bool = False  # The kernel runs the cell; before that it would not hear an interrupt
+    _interrupted: bool = False
     _kill_at: float = 0.0
     _looked: float = 0.0
 
@@ -97,7 +99,7 @@ class _Talk:
         "Send a request and follow everything until it is done; raises `_Stopped` when the kernel is gone"
         self.kernel.send(message)
         request, reply, idle = message["header"]["msg_id"], None, False
-        self._asked[request] = index
+        self._asked[request], self._begun = index, False
         cell_end = None if cell_timeout is None else monotonic() + cell_timeout
         while reply is None or not idle:
             answer = self.kernel.receive(_LOOK_EVERY)
@@ -113,6 +115,7 @@ class _Talk:
             elif kind == "status":
                 idle = idle or (own and answer["content"]["execution_state"] == "idle")
             else:
+                self._begun = self._begun or (own and kind == "execute_input")
                 self.outputs.take(answer)
                 self.on_message(answer)
                 self.live.note(cell=self._asked.get(cause, index), message=_without_buffers(answer))
@@ -125,13 +128,13 @@ class _Talk:
         self._looked = now
         self.live.tick()
         if self.stop is None:
-            self.stop = self._find_reason(now, cell_end)
-            if self.stop is not None:
-                self._kill_at = now + self.limits.grace
-                self.kernel.interrupt()
+            self.stop, self._kill_at = self._find_reason(now, cell_end), now + self.limits.grace
         elif now > self._kill_at:
             self.kernel.close()
             raise _Stopped
+        if self.stop is not None and self._begun and not self._interrupted:
+            self._interrupted, self._kill_at = True, now + self.limits.grace
+            self.kernel.interrupt()
 
     def _find_reason(self, now: float, cell_end: float | None) -> tuple[str, str, str] | None:
         if (state := self.find_stop()) is not None:

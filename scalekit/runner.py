@@ -263,7 +263,7 @@ def _run_there(
             except Exception as error:
                 if bundle.state in ENDED:  # it had its say
                     raise
-                return end_lost_run(bundle, f"its worker is gone ({type(error).__name__})")
+                return end_lost_run(bundle, f"its worker is gone: {type(error).__name__}: {error}")
 
 # %% ../nbs/33b_runner.ipynb #e9914faf
 def runs(

@@ -29,12 +29,14 @@ from .engine import Limits
 from .events import StoreError, promise
 from .execute import catch_signals, end_lost_run, end_lost_runs, request_stop
 from .kernels.client import NoWarmKernel, hold_server
+from .lease import find_dead_holder
 from .page import write_sweep_page
-from .place import Done, Placement, SchedulerLost
+from .place import Done, Placement, SchedulerLost, silence_dask
 from .ranking import order_rows
 from .runner import Run, RunPlan, make_order, plan_runs, queue_run
+from .seal import LEASE
 from .store import Store
-from .summary import ENDED
+from .workers import ClusterError
 
 if TYPE_CHECKING:
     import pandas
@@ -203,7 +205,7 @@ class _Controller:
                     self.stop(signalled[0])
                 while self.waiting and not self.reason and self.placement.wants_more:
                     self._start(self.waiting.popleft())
-                done = self.placement.take(timeout=0.5)
+                done = self.placement.take(timeout=0.5) or self.placement.find_orphan()
                 if done is not None and (row := self._finish(done)) is not None:
                     progress.rows.append(row)
             except StoreError as error:
@@ -221,9 +223,7 @@ class _Controller:
         "Stop runs of a cluster that is gone; its workers may not be, and see the store"
         self.stop("cancelled")
         end = monotonic() + patience
-        while monotonic() < end and any(
-            attempt.bundle.state not in ENDED for attempt in self.attempts.values()
-        ):
+        while monotonic() < end and any(_is_going_on(attempt.bundle) for attempt in self.attempts.values()):
             sleep(0.1)
 
     def _start(self, attempt: _Attempt) -> None:
@@ -243,7 +243,7 @@ class _Controller:
             attempt.n_lost += 1  # it never began: its worker died with it in the queue
             self.waiting.appendleft(attempt)
             return None
-        row = done.row or end_lost_run(attempt.bundle, f"its worker is gone ({type(done.error).__name__})")
+        row = done.row or end_lost_run(attempt.bundle, self._explain(attempt.bundle, done.error))
         self.store.index(attempt.bundle)
         lost = str(row["error"]).startswith("lost: ")
         if row["state"] == "failed" and self._may_retry(attempt, lost):
@@ -251,10 +251,17 @@ class _Controller:
             return None
         return row
 
+    def _explain(self, bundle: Bundle, error: BaseException | None) -> str:
+        return find_dead_holder(bundle.path / LEASE) or f"its worker is gone: {type(error).__name__}: {error}"
+
     def _may_retry(self, attempt: _Attempt, lost: bool) -> bool:
         if lost:
             return attempt.n_lost + 1 < _MAX_LOST
         return attempt.number - attempt.n_lost <= self.plan.retries
+
+# %% ../nbs/34b_sweeps.ipynb #97a2d05a
+def _is_going_on(bundle: Bundle) -> bool:
+    return bundle.state == "running" and not find_dead_holder(bundle.path / LEASE)
 
 # %% ../nbs/34b_sweeps.ipynb #2e2ff92a
 @contextmanager
@@ -305,7 +312,11 @@ def run_sweep(
         finally:
             with suppress(StoreError):  # on a full disk the next look does it
                 end_lost_runs(bundles)
-        sweep = _write_sweep(plan, bundles, folder)
+        sweep = Sweep(plan.sweep_id, _list_trials(plan, bundles), plan.goal, folder / "index.html")
+        try:
+            _write_page(plan, sweep)
+        except StoreError as error:
+            reason = reason or str(error)
     if reason:
         raise SweepStopped(reason, sweep)
     return sweep
@@ -321,34 +332,44 @@ def _find_missing(plan: SweepPlan, store: Store) -> list[str]:
 
 def _do_missing(plan, missing, profile, n_workers, store, settings, progress, on_progress) -> str | None:
     signalled: list[str] = []
-    with (
-        catch_signals(signalled.append), store.lease() as owner, _keep_warm(settings),
-        open_cluster(profile, n_workers) as cluster,
-    ):  # fmt: skip
+    with ExitStack() as stack:
+        stack.enter_context(catch_signals(signalled.append))
+        owner = stack.enter_context(store.lease())
+        stack.enter_context(_keep_warm(settings))
+        at_last = stack.enter_context(ExitStack())
+        try:
+            cluster = stack.enter_context(open_cluster(profile, n_workers))
+        except ClusterError:
+            if signalled:  # it reached workers that were just starting
+                return signalled[0]
+            raise
         controller = _Controller(plan, store, Placement(cluster), settings, owner)
         controller.waiting.extend(_Attempt(work) for work in missing)
         try:
             controller.run(signalled, progress, on_progress)
         except SchedulerLost as lost:
+            at_last.enter_context(silence_dask())  # until the cluster is closed: it says pages about that
             controller.abandon(patience=_PATIENCE)
             return str(lost)
     return controller.reason
 
 
-def _write_sweep(plan: SweepPlan, store: Store, folder: Path) -> Sweep:
-    own = {
-        row["fingerprint"]: row for row in reversed(store.list_runs(sweep=plan.sweep_id))
-    }  # the newest stays
-    found = own | store.find_all(plan.trials)
-    rows = order_rows([found[work] for work in plan.trials if work in found], plan.goal)
+def _list_trials(plan: SweepPlan, store: Store) -> list[dict[str, Any]]:
+    own = store.list_runs(sweep=plan.sweep_id)
+    newest = {row["fingerprint"]: row for row in reversed(own)}
+    found = newest | store.find_all(plan.trials)
+    return order_rows([found[work] for work in plan.trials if work in found], plan.goal)
+
+
+def _write_page(plan: SweepPlan, sweep: Sweep) -> None:
     first = next(iter(plan.trials.values()))
     asked = {"sweep_id": plan.sweep_id, "notebook": first.path.name, "notebook_sha256": first.sha256,
              "goal": plan.goal,
              "n_trials": len(plan.trials), "written": utc_now()}  # fmt: skip
-    write_atomic(folder / "sweep.json", json.dumps(asked, indent=1) + "\n")
+    with promise(f"sweep {plan.sweep_id} can't be written down"):
+        write_atomic(sweep.page.with_name("sweep.json"), json.dumps(asked, indent=1) + "\n")
     about = {"notebook": first.path.name, "trials": len(plan.trials)}
-    page = write_sweep_page(folder / "index.html", f"Sweep {plan.sweep_id}", rows, plan.goal, about)
-    return Sweep(plan.sweep_id, rows, plan.goal, page)
+    write_sweep_page(sweep.page, f"Sweep {plan.sweep_id}", sweep.rows, plan.goal, about)
 
 # %% ../nbs/34b_sweeps.ipynb #979875fc
 def sweep(

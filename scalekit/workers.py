@@ -11,10 +11,14 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +49,21 @@ def dask_setup(worker: object) -> None:
     "Called by Dask in every worker before it connects"
     if os.getpid() != os.getpgrp():
         os.setsid()
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # forgets one that came meanwhile
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, handler)
+
+# %% ../nbs/11b_workers.ipynb #fd243325
+@contextmanager
+def _block_interrupts():
+    "Threads that are started in this block, and the workers that they start, don't hear Ctrl-C"
+    resource_tracker.ensure_running()  # with the first worker it would start too, and unblock
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 # %% ../nbs/11b_workers.ipynb #979bcc1a
 def worker_options(
@@ -150,7 +169,8 @@ def start_workers(
 ) -> "LocalCluster":
     "What `make` makes, with its workers; closed again if they don't start"
     try:
-        cluster = make()
+        with _block_interrupts():
+            cluster = make()
     except Exception as error:
         raise ClusterError(
             f"profile {profile.name!r}: a scheduler must start at {profile.host}, got {_find_reason(error)}. "

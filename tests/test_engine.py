@@ -104,6 +104,13 @@ def test_a_run_that_is_told_to_stop_ends_as_it_was_told_and_keeps_what_it_has(st
     assert ran.cells[0].text + ran.cells[1].text == "done\nbegins\n"
 
 
+def test_a_stop_that_comes_before_the_kernel_has_begun_is_heard_all_the_same():
+    for seconds in (0.0, 0.001, 0.01, 0.02):
+        ran = Ran(SLEEP, find_stop=stop_after(seconds))
+        assert (ran.outcome.state, ran.marks) == ("cancelled", ["failed"])
+        assert ran.seconds < 4  # and not the grace of five
+
+
 def test_a_stubborn_cell_does_not_survive_a_stop():
     ran = Ran(STUBBORN, find_stop=stop_after(0.5), limits=Limits(grace=0.5))
     assert (ran.outcome.state, ran.marks) == ("cancelled", ["failed"])
@@ -402,7 +409,7 @@ def no_warm_kernels(monkeypatch):
     "cell, limits, errors",
     [
         ("print('ok', flush=True)", Limits(), []),
-        ("print('ok', flush=True); import os; os._exit(3)", Limits(), ["KernelDied"]),
+        ("print('ok', flush=True); import os, time; time.sleep(0.5); os._exit(3)", Limits(), ["KernelDied"]),
         (
             "print('ok', flush=True); import time; time.sleep(60)",
             Limits(1.0),

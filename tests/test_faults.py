@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import psutil
 import pytest
 from faults import can_mount, fill, small_disk
 from notebooks import read_cells, write_notebook
-from processes import SCALEKIT, start_scalekit, wait_until
+from processes import MARK, SCALEKIT, list_marked, start_scalekit, wait_until
 
 import scalekit as sk
 from scalekit.cli import main
@@ -160,6 +161,16 @@ def test_a_signal_that_the_starter_ignores_stays_ignored():
         time.sleep(0.05)
     assert process.wait(30) == 0
     process.communicate()
+
+
+def test_a_signal_that_comes_before_the_first_cell_is_heard(place):
+    write_notebook(Path("a.ipynb"), ENDLESS)
+    process = start_scalekit("run", "a.ipynb")
+    wait_until(lambda: rows(state="running"), every=0.001)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 1 and "Traceback" not in err
+    assert [row["state"] for row in rows()] == ["preempted"]
 
 
 # Kills
@@ -398,3 +409,243 @@ def test_a_bundle_that_is_deleted_while_it_runs_leaves_no_process_and_one_senten
     code, said = run.end()
     assert code == 2 and said.count("\n") == 1 and "Traceback" not in said, said
     assert not is_alive(kernel)
+
+
+# Sweeps
+
+TRIAL = """
+import time
+print("begins", flush=True)
+while seed >= 2 and not os.path.exists("go"):
+    time.sleep(0.1)
+"""
+CELLS = [("import os\nseed: int = 0", "parameters"), TRIAL]
+
+
+@pytest.fixture
+def start_sweep(place):
+    "Start a sweep of six trials on the command line: two end at once, the others wait for a file `go`"
+    started = []
+
+    def start(*where):
+        write_notebook(Path("a.ipynb"), *CELLS)
+        started.append(process := start_scalekit("sweep", "a.ipynb", "-g", "seed=0..5", *where))
+        wait_until(lambda: two_and_two() or process.poll() is not None, 60)
+        assert process.poll() is None, process.communicate()
+        time.sleep(1.3)  # what is older than a second can't be lost
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+HERE = ["--profile", "cpu", "--workers", "2"]
+
+
+def rows(**filters):
+    return Store("runs").list_runs(**filters)
+
+
+def events_of(row):
+    return Store("runs").open_run(row["run_id"]).events()
+
+
+def pid_of(row, event):
+    "Of the kernel of a run, or of the worker that carries it out (the event of its state)"
+    return [found["pid"] for found in events_of(row) if found["event"] == event and "pid" in found][-1]
+
+
+def two_and_two():
+    "Two trials are done and two are running"
+    return len(rows(state="succeeded")) == 2 and len(rows(state="running")) == 2
+
+
+def finish(slots):
+    "Ask for the same sweep again, let it end, and see that each trial has succeeded once"
+    Path("go").touch()
+    done_before = {row["run_id"] for row in rows(state="succeeded")}
+    found = sk.sweep("a.ipynb", seed=range(6), profile=slots, on_progress=lambda now: None)
+    assert [row["state"] for row in found.rows] == ["succeeded"] * 6
+    assert done_before <= {row["run_id"] for row in found.rows}
+    assert sorted(row["parameters"]["seed"] for row in rows(state="succeeded")) == list(range(6))
+
+
+@pytest.mark.parametrize("number, state", [(signal.SIGTERM, "preempted"), (signal.SIGINT, "cancelled")])
+def test_a_signal_ends_a_sweep_well_and_the_same_call_goes_on(start_sweep, slots, number, state):
+    process = start_sweep(*HERE)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 1 and "Traceback" not in err
+    assert f": {state}. 2 trials are done and kept; the same call goes on with the rest" in err
+    stopped = [row for row in rows() if row["started"] and row["state"] != "succeeded"]
+    assert [row["state"] for row in stopped] == [state] * 2
+    assert {row["state"] for row in rows()} <= {"succeeded", "cancelled", state}
+    for row in stopped:
+        assert read_cells(Path(row["path"]) / "notebook.ipynb")[1].text == "begins\n"
+    finish(slots)
+
+
+def test_an_interrupt_while_workers_start_is_heard_and_says_no_more_than_a_line(place):
+    write_notebook(Path("a.ipynb"), *CELLS)
+    process = start_scalekit("sweep", "a.ipynb", "-g", "seed=0..5", *HERE)
+    wait_until(lambda: psutil.Process(process.pid).children(), 30)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 1 and "Traceback" not in err, err
+    assert "cancelled. 0 trials are done and kept; the same call goes on with the rest" in err
+    assert not {row["state"] for row in rows()} & {"running", "queued"}
+
+
+def test_two_interrupts_end_a_sweep_at_once_and_nothing_is_left_open(start_sweep):
+    process = start_sweep(*HERE)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode in (1, 130) and "Traceback" not in err, err
+    assert not {row["state"] for row in rows()} & {"running", "queued"}
+    assert all(row["sealed"] for row in rows())
+
+
+def test_a_killed_sweep_leaves_no_process_and_the_same_call_at_once_does_only_what_is_missing(
+    start_sweep, slots
+):
+    process = start_sweep(*HERE)
+    kernels = [pid_of(row, "kernel") for row in rows(state="running")]
+    process.kill()
+    process.communicate()
+    finish(slots)
+    wait_until(lambda: not any(map(is_alive, kernels)) and not list_marked(os.environ[MARK]), 15)
+    main(["runs"])
+    lost = rows(state="failed")
+    assert len(lost) >= 2 and len(lost) + 6 == len(rows())
+    assert all(row["error"].startswith("lost: ") and row["sealed"] for row in lost)
+    texts = [read_cells(Path(row["path"]) / "notebook.ipynb")[1].text for row in lost]
+    assert texts.count("begins\n") == 2
+
+
+@pytest.fixture
+def sweep_in_thread(place):
+    "A sweep of six trials in this process, on two workers of its own"
+    from scalekit.cluster import open_cluster
+
+    write_notebook(Path("a.ipynb"), *CELLS)
+    found = []
+
+    def work():
+        try:
+            found.append(
+                sk.sweep("a.ipynb", seed=range(6), profile=cluster.address, on_progress=lambda now: None)
+            )
+        except sk.ScaleKitError as error:
+            found.append(error)
+
+    with open_cluster("cpu", n_workers=2) as cluster:
+        thread = threading.Thread(target=work)
+        thread.start()
+        yield thread, found
+        Path("go").touch()
+        thread.join()
+
+
+def test_a_trial_whose_worker_is_killed_is_tried_again_and_the_others_go_on(sweep_in_thread):
+    thread, found = sweep_in_thread
+    wait_until(two_and_two, 60)
+    victim, other = rows(state="running")
+    time.sleep(1.3)
+    os.kill(worker := pid_of(victim, "state"), signal.SIGKILL)
+    wait_until(lambda: rows(state="failed"), 30)
+    assert not is_alive(pid_of(victim, "kernel"))
+    Path("go").touch()
+    thread.join(60)
+    assert [row["state"] for row in found[0].rows] == ["succeeded"] * 6
+    assert other["run_id"] in {row["run_id"] for row in found[0].rows}
+    (lost,) = rows(state="failed")
+    assert lost["run_id"] == victim["run_id"]
+    assert lost["error"] == f"lost: process {worker} on {os.uname().nodename} is gone"
+    cell = read_cells(Path(lost["path"]) / "notebook.ipynb")[1]
+    assert (cell.text, cell.status, cell.errors[0][0]) == ("begins\n", "failed", "RunLost")
+    assert len(rows()) == 7
+
+
+def test_a_notebook_that_kills_its_worker_is_given_up_and_the_others_go_on(place):
+    from scalekit.cluster import open_cluster
+
+    looks = "import json, os, time\nimport scalekit as sk\n"
+    looks += "lines = open(sk.current_run().path / 'events.jsonl').readlines()"
+    finds = "pid = next(e['pid'] for e in map(json.loads, lines) if e.get('state') == 'running')"
+    kills = "if seed == 1:\n    os.kill(pid, 9)\ntime.sleep(0.5)"
+    write_notebook(Path("a.ipynb"), ("seed: int = 0", "parameters"), looks, finds, kills)
+    with open_cluster("cpu", n_workers=2) as cluster:
+        found = sk.sweep("a.ipynb", seed=range(4), profile=cluster.address, on_progress=lambda now: None)
+    states = {row["parameters"]["seed"]: row["state"] for row in found.rows}
+    assert states == {0: "succeeded", 1: "failed", 2: "succeeded", 3: "succeeded"}
+    assert len(rows(state="failed")) == 3
+    assert all(row["error"].startswith("lost: ") for row in rows(state="failed"))
+
+
+def test_a_killed_kernel_of_a_trial_is_its_failure_and_the_others_go_on(sweep_in_thread):
+    thread, found = sweep_in_thread
+    wait_until(two_and_two, 60)
+    os.kill(pid_of(rows(state="running")[0], "kernel"), signal.SIGKILL)
+    wait_until(lambda: rows(state="failed"), 30)
+    Path("go").touch()
+    thread.join(60)
+    assert [row["state"] for row in found[0].rows] == ["succeeded"] * 5 + ["failed"]
+    assert "KernelDied: the kernel was killed" in found[0].rows[-1]["error"]
+
+
+@pytest.fixture
+def far_cluster(place):
+    "A scheduler and two workers as somebody else would start them; the address, and the scheduler's process"
+    dask, file = Path(SCALEKIT).with_name("dask"), place / "scheduler.json"
+    common = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", file]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    scheduler = subprocess.Popen([dask, "scheduler", "--port", "0", *common], **quiet)
+    alone = ["--nworkers", "2", "--nthreads", "1", "--death-timeout", "60"]
+    workers = subprocess.Popen([dask, "worker", *alone, *common], **quiet)
+    try:
+        wait_until(lambda: file.exists() and file.read_text().endswith("}"), 60)
+        yield json.loads(file.read_text())["address"], scheduler
+    finally:
+        for process in (scheduler, workers):
+            process.terminate()
+        for process in (scheduler, workers):
+            process.wait(30)
+
+
+def test_when_the_scheduler_dies_the_sweep_says_how_to_go_on(far_cluster, start_sweep, slots):
+    address, scheduler = far_cluster
+    process = start_sweep("--profile", address)
+    kernels = [pid_of(row, "kernel") for row in rows(state="running")]
+    scheduler.kill()
+    start = time.monotonic()
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 1 and "Traceback" not in err, err
+    assert (
+        f"the Dask scheduler at {address} is gone. 2 trials are done and kept; the same call goes on" in err
+    )
+    assert time.monotonic() - start < 40
+    wait_until(lambda: not any(map(is_alive, kernels)), 20)
+    main(["runs"])
+    assert not {row["state"] for row in rows()} & {"running", "queued"}
+    finish(slots)
+
+
+def test_a_disk_that_fills_up_ends_a_sweep_with_the_way_out(disk, slots):
+    write_notebook(
+        Path("a.ipynb"), ("folder = ''\nseed: int = 0", "parameters"), f"if seed == 1:\n    {FILL}"
+    )
+    with pytest.raises(sk.ScaleKitError, match="Free some|Free some space") as caught:
+        store = disk / "runs"
+        sk.sweep("a.ipynb", seed=range(8), parameters={"folder": str(disk)}, profile=slots, store=store,
+                 on_progress=lambda now: None)  # fmt: skip
+    assert "the same call goes on with the rest" in str(caught.value)
+    (disk / "filler").unlink()
+    sk.runs(disk / "runs")
+    states = [row["state"] for row in Store(disk / "runs").list_runs()]
+    assert not set(states) & {"running", "queued"}
+    assert "succeeded" in states
