@@ -126,13 +126,13 @@ def recover_notebook(
     notebook = read_notebook(path)
     journal = find_journal(path)
     if journal.exists():
-        _replay(notebook, journal.read_bytes())
+        notebook["metadata"].setdefault("scalekit", {})["journal"] = _replay(notebook, journal.read_bytes())
         save_notebook(notebook, path)
         journal.unlink(missing_ok=True)
     return notebook
 
 # %% ../nbs/32c_live.ipynb #6bace71b
-def _replay(notebook: dict, lines: bytes) -> None:
+def _replay(notebook: dict, lines: bytes) -> int:  # Number up to which the notebook is complete now
     outputs = Outputs(reply=lambda message: None)
     done = notebook["metadata"].get("scalekit", {}).get("journal", 0)
     for news in parse_events(lines):
@@ -147,3 +147,4 @@ def _replay(notebook: dict, lines: bytes) -> None:
             outputs.take({**news["message"], "buffers": []})
     for cell in notebook["cells"]:
         join_streams(cell.get("outputs", []))
+    return done

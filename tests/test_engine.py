@@ -334,6 +334,20 @@ def test_a_notebook_and_its_journal_say_the_same_as_the_memory_did(tmp_path, mon
     assert show_cells(recover_notebook(path)) == found
 
 
+def test_a_kill_between_the_notebook_and_the_end_of_its_journal_repeats_nothing(tmp_path, monkeypatch):
+    keep_a_journal(monkeypatch)
+    ran = Ran("print('one')", "print('two')", path=(path := tmp_path / "a.ipynb"))
+    journal = path.with_name(".a.ipynb.journal")
+    lines = journal.read_bytes()
+    recover_notebook(path)
+    journal.write_bytes(lines)  # as if the kill had come before it was removed
+    assert show_cells(recover_notebook(path)) == ran.cells
+    journal.write_bytes(lines)
+    ran.live.save()
+    journal.write_bytes(lines)
+    assert show_cells(recover_notebook(path)) == ran.cells
+
+
 def test_a_journal_that_was_cut_off_anywhere_gives_what_came_before(tmp_path, monkeypatch):
     keep_a_journal(monkeypatch)
     Ran(*[f"print({number})" for number in range(5)], path=(path := tmp_path / "a.ipynb"))
@@ -360,7 +374,7 @@ def test_a_journal_that_found_the_disk_full_for_a_while_lacks_and_repeats_nothin
         before = journal.stat().st_size if journal.exists() else 0
         write(news := self) if next(moments) % 3 else write(news := replace_news(self))
         if news is not self:
-            os.truncate(journal, before + (journal.stat().st_size - before) // 2)
+            os.truncate(journal, max(before, journal.stat().st_size - 20))
             raise OSError(28, "No space left on device")
 
     def replace_news(self):

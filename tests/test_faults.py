@@ -307,12 +307,16 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(disk):
     fills = f"try:\n    {FILL}\nexcept OSError:\n    pass"
     prints = "import time\nfor i in range(15):\n    print('tick', i, flush=True); time.sleep(0.1)"
     frees = "import os; os.remove(folder + '/filler')"
-    write_notebook(Path("a.ipynb"), ("folder = ''", "parameters"), fills, prints, frees, "print('end')")
+    much = ["'more events than a block can take'"] * 60
+    write_notebook(
+        Path("a.ipynb"), ("folder = ''", "parameters"), fills, prints, *much, frees, "print('end')"
+    )
     run = sk.run("a.ipynb", folder=str(disk), store=disk / "runs")
     cells = read_cells(run.notebook)
-    assert [cell.status for cell in cells] == ["completed"] * 5
+    assert [cell.status for cell in cells] == ["completed"] * 65
     assert cells[2].text.count("tick") == 15
     assert (run.state, run.bundle.verify()) == ("succeeded", [])
+    assert len(run.bundle.events()) < 130, "the disk was never full"
 
 
 def test_a_disk_that_is_full_at_the_end_leaves_the_notebook_elsewhere_and_says_where(disk, tmp_path):
@@ -491,7 +495,8 @@ def test_a_signal_ends_a_sweep_well_and_the_same_call_goes_on(start_sweep, slots
 def test_an_interrupt_while_workers_start_is_heard_and_says_no_more_than_a_line(place):
     write_notebook(Path("a.ipynb"), *CELLS)
     process = start_scalekit("sweep", "a.ipynb", "-g", "seed=0..5", *HERE)
-    wait_until(lambda: psutil.Process(process.pid).children(), 30)
+    starting = psutil.Process(process.pid)
+    wait_until(lambda: any("spawn_main" in " ".join(child.cmdline()) for child in starting.children()), 30)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     out, err = process.communicate(timeout=30)
     assert process.returncode == 1 and "Traceback" not in err, err

@@ -2,18 +2,25 @@
 
 import asyncio
 import json
+import os
 import threading
+import time
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
+from faults import forked
 from notebooks import write_notebook
 from processes import start_scalekit, wait_until
 
 import scalekit as sk
 from scalekit import sweeps
+from scalekit.bundle import Bundle
 from scalekit.cli import main
 from scalekit.core import ScaleKitError
+from scalekit.execute import RunOrder
+from scalekit.place import Done, Placement
 from scalekit.signature import BadParameter, UnknownParameter
 from scalekit.store import Store
 
@@ -287,3 +294,27 @@ def test_nothing_of_a_sweep_listens_to_other_machines(place, monkeypatch):
     assert set(listening) <= {"127.0.0.1", "::1"}
     assert process.wait(60) == 0
     process.communicate()
+
+
+# Workers
+
+
+def test_a_run_whose_worker_was_killed_is_found_though_dask_says_nothing(place):
+    store = Store("runs")
+    placement = Placement(cluster=None)
+    with store.lease() as owner:
+        orders = [RunOrder(str(store.create_run({}, owner).path), "/") for _ in range(3)]
+        with forked(take_on, orders[0].path), forked(take_on, orders[1].path) as victim:
+            wait_until(lambda: not any(os.path.islink(f"{order.path}/lease") for order in orders[:2]))
+            placement.running = {MagicMock(name=order.path): order for order in orders}
+            assert placement.find_orphan() is None
+            victim.kill()
+            victim.join()
+            assert placement.find_orphan() == Done(orders[1], None, None)
+            assert list(placement.running.values()) == [orders[0], orders[2]]
+            assert placement.find_orphan() is None
+
+
+def take_on(path):
+    Bundle(path).lease()
+    time.sleep(60)
