@@ -716,7 +716,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'scalekit.live': { 'scalekit.live.LiveNotebook': ('live.html#livenotebook', 'scalekit/live.py'),
                                'scalekit.live.LiveNotebook.__init__': ('live.html#livenotebook.__init__', 'scalekit/live.py'),
                                'scalekit.live.LiveNotebook._append': ('live.html#livenotebook._append', 'scalekit/live.py'),
-                               'scalekit.live.LiveNotebook._redact': ('live.html#livenotebook._redact', 'scalekit/live.py'),
                                'scalekit.live.LiveNotebook.finish': ('live.html#livenotebook.finish', 'scalekit/live.py'),
                                'scalekit.live.LiveNotebook.note': ('live.html#livenotebook.note', 'scalekit/live.py'),
                                'scalekit.live.LiveNotebook.save': ('live.html#livenotebook.save', 'scalekit/live.py'),

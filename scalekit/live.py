@@ -15,7 +15,7 @@ from typing import Any
 
 from .core import ScaleKitError
 from .events import parse_events
-from .notebook import read_notebook, redact_output, save_notebook
+from .notebook import read_notebook, save_notebook
 from .outputs import Outputs, join_streams
 
 # %% ../nbs/32c_live.ipynb #ced7c06a
@@ -54,7 +54,7 @@ class LiveNotebook:
         try:
             if now - self._saved >= self._price / self.share:
                 self.save()
-            else:
+            elif not self.secrets:
                 self._append()
             self.trouble = None
         except OSError as error:
@@ -78,16 +78,10 @@ class LiveNotebook:
     def _append(self) -> None:
         if self.path is None:
             return
-        lines = [json.dumps(self._redact(news), default=repr) for news in self._news]
+        lines = [json.dumps(news, default=repr) for news in self._news]
         with open(find_journal(self.path), "a") as journal:
             journal.write("\n".join(["", *lines, ""]))  # begins anew: a full disk may have left half a line
         self._news = []
-
-    def _redact(self, news: dict[str, Any]) -> dict[str, Any]:
-        if not self.secrets or "message" not in news:
-            return news
-        message = news["message"]
-        return {**news, "message": {**message, "content": redact_output(message["content"], self.secrets)}}
 
     def finish(self) -> None:
         "The last save; raises `NotSaved` and says where the notebook is instead"

@@ -5,6 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# A cell that an interrupt does not end
+STUBBORN = """
+import time
+print("begins", flush=True)
+while True:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("not yet", flush=True)
+"""
+
 
 def code(source: str, *tags: str) -> dict[str, Any]:
     "A code cell"

@@ -6,7 +6,7 @@ import time
 
 import nbformat
 import pytest
-from notebooks import make_notebook, show_cells
+from notebooks import STUBBORN, make_notebook, show_cells
 
 from scalekit import engine
 from scalekit.engine import Execution, Limits
@@ -46,15 +46,6 @@ def stop_after(seconds, state="cancelled"):
 
 
 SLEEP = "import time; print('begins', flush=True); time.sleep(60)"
-STUBBORN = """
-import time
-print("begins", flush=True)
-while True:
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        print("not yet", flush=True)
-"""
 
 
 # Limits
@@ -390,14 +381,28 @@ def test_a_journal_that_found_the_disk_full_for_a_while_lacks_and_repeats_nothin
     assert next(moments) > 9
 
 
-def test_a_secret_is_not_in_the_journal_either(tmp_path, monkeypatch):
+def test_a_secret_printed_in_two_pieces_is_in_no_file_of_a_run_that_is_killed(tmp_path, monkeypatch):
     keep_a_journal(monkeypatch)
-    Ran("pass", "print(key)", "{'a': key}", "1 / len(key[:0])", path=(path := tmp_path / "a.ipynb"),
-        secrets=[PRIVATE_KEY], real_sources={0: f"key = {PRIVATE_KEY!r}"})  # fmt: skip
-    journal = path.with_name(".a.ipynb.journal").read_text()
-    assert "MIIEvQIBADANBg" not in journal + path.read_text()
-    recovered = show_cells(recover_notebook(path))
-    assert (recovered[1].text, recovered[2].results) == ("**********\n", ["{'a': '**********'}"])
+    monkeypatch.setattr(LiveNotebook, "finish", lambda self: None)  # the kill
+    prints = "for part in (key[:6], key[6:]):\n    print(part, end='', flush=True); time.sleep(0.3)"
+    Ran("import time", "pass", prints, path=(path := tmp_path / "a.ipynb"),
+        secrets=["hunter2-and-more"], real_sources={1: "key = 'hunter2-and-more'"})  # fmt: skip
+    assert "hunter2-and-more" not in str(show_cells(recover_notebook(path)))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.ipynb"], (
+        "a journal can't hide what it sees in pieces"
+    )
+
+
+def test_a_run_with_secrets_is_saved_whole_while_it_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "_LOOK_EVERY", 0.02)
+    monkeypatch.setattr(LiveNotebook, "interval", 0.05)
+    monkeypatch.setattr(LiveNotebook, "share", 1.0)
+    monkeypatch.setattr(LiveNotebook, "finish", lambda self: None)  # the kill
+    Ran("pass", "print(key); print({'a': key}, flush=True)", "import time; time.sleep(0.5)",
+        path=(path := tmp_path / "a.ipynb"), secrets=[PRIVATE_KEY],
+        real_sources={0: f"key = {PRIVATE_KEY!r}"})  # fmt: skip
+    assert "MIIEvQIBADANBg" not in path.read_text()
+    assert show_cells(recover_notebook(path))[1].text == "**********\n{'a': '**********'}\n"
 
 
 # The end, and normal kernels

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from faults import can_mount, fill, small_disk
-from notebooks import read_cells, write_notebook
+from notebooks import STUBBORN, read_cells, write_notebook
 from processes import MARK, SCALEKIT, list_marked, start_scalekit, wait_until
 
 import scalekit as sk
@@ -27,15 +27,6 @@ import time
 print("begins", flush=True)
 for i in range(600):
     print("tick", i, flush=True); time.sleep(0.1)
-"""
-STUBBORN = """
-import time
-print("begins", flush=True)
-while True:
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        print("not yet", flush=True)
 """
 
 
