@@ -15,7 +15,8 @@ _public = {
     "cluster": "Cluster open_cluster",
     "context": "log record artifact current_run",
     "runner": "Run RunFailed run runs",
-    "sweeps": "Sweep sweep",
+    "sweeps": "sweep",
+    "trials": "Sweep",
 }
 _home = {name: module for module, names in _public.items() for name in names.split()}
 
@@ -35,10 +36,10 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .runner import run as run
     from .runner import runs as runs
     from .store import Store as Store
-    from .sweeps import Sweep as Sweep
     from .sweeps import sweep as sweep
     from .template import copy_template as copy_template
     from .template import list_templates as list_templates
+    from .trials import Sweep as Sweep
 
 
 def __getattr__(name: str) -> Any:

@@ -113,7 +113,8 @@ def _sweep(args: argparse.Namespace) -> int:
     from scalekit.engine import Limits
     from scalekit.runner import open_store
     from scalekit.signature import read_signature
-    from scalekit.sweeps import SweepStopped, plan_sweep, run_sweep, show_progress
+    from scalekit.sweeps import run_sweep, show_progress
+    from scalekit.trials import SweepStopped, plan_sweep
 
     signature = read_signature(args.notebook)
     grid, fixed = signature.parse_grid(args.grid), signature.parse(args.parameters)

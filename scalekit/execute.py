@@ -43,7 +43,7 @@ class RunOrder:
     environment: dict[str, str] = field(default_factory=dict)  # Added to the worker's own
     parameters_source: str | None = field(
         default=None, repr=False
-    )  # With secrets in the clear; `None`: as in the notebook
+    )  # With secrets in the clear, if any
     secrets: tuple[str, ...] = field(default=(), repr=False)  # Texts to blot out of everything that is saved
 
 # %% ../nbs/33a_execute.ipynb #854ed042
@@ -98,9 +98,8 @@ def execute_run(
 ) -> dict[str, Any]:  # The run's row, as in a table of runs
     "Run a notebook in a kernel of its own; the state of the row says how it ended"
     bundle = Bundle(order.path)
-    check_step(
-        bundle.run_id, bundle.state, "running"
-    )  # a run whose worker died must not be done by another as if new
+    # A run whose worker died must not be done by another as if it were new.
+    check_step(bundle.run_id, bundle.state, "running")
     signalled: list[str] = []
     find_stop = partial(_find_stop, bundle, signalled)
     with bundle.lease(), catch_signals(signalled.append):
@@ -140,11 +139,8 @@ def _give_up(bundle: Bundle, live: LiveNotebook, error: BaseException) -> None:
             live.finish()
     finally:
         with suppress(StoreError):  # where nothing can be written, the lease will tell that the run is lost
-            _end(
-                bundle,
-                "cancelled" if isinstance(error, KeyboardInterrupt) else "failed",
-                error=f"{name}: {text}",
-            )
+            state = "cancelled" if isinstance(error, KeyboardInterrupt) else "failed"
+            _end(bundle, state, error=f"{name}: {text}")
 
 # %% ../nbs/33a_execute.ipynb #86da2eaa
 def _run_cells(
@@ -160,10 +156,8 @@ def _run_cells(
 
     environment = {**os.environ, **order.environment, "SCALEKIT_BUNDLE": str(bundle.path)}
     wanted = KernelOrder(order.kernel, order.folder, environment, order.threads, order.preload, order.linger)
-    with open_kernel(wanted, order.limits.grace, lambda note: tell("note", text=note)) as (
-        kernel,
-        crash_report,
-    ):
+    grace = order.limits.grace
+    with open_kernel(wanted, grace, lambda note: tell("note", text=note)) as (kernel, crash_report):
         tell("kernel", kind=kernel.kind, pid=kernel.pid)
         return Execution(
             live.notebook, kernel, live, order.limits, on_event=tell, crash_report=crash_report,

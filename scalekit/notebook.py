@@ -155,7 +155,7 @@ def redact_notebook(
 
 
 def redact_output(
-    output: dict,  # Of a cell, or the content of a kernel's message
+    output: dict,  # Of a cell
     secrets: list[str],  # Texts that must not be saved
 ) -> dict:  # A copy without them
     "Hide secrets in what a reader sees"
@@ -168,7 +168,7 @@ def redact_output(
     return {**output, **hidden}
 
 # %% ../nbs/32a_notebook.ipynb #caa94b26
-_TEXTS = ("text", "evalue", "traceback", "code")
+_TEXTS = ("text", "evalue", "traceback")
 _TABLES = ("data", "metadata")  # Their keys are words of the format
 
 

@@ -215,9 +215,7 @@ def run(
     skip_tags: tuple[str, ...] = (),  # Cells with one of these tags are not run
     retries: int = 0,  # How often to start again after a failure
     check: bool = True,  # Raise `RunFailed` unless the run succeeds
-    on_event: Callable[..., None] = lambda event, **fields: (
-        None
-    ),  # Told about each cell of a run that happens here
+    on_event: Callable[..., None] = lambda event, **fields: None,  # Told about each cell of a run here
     **more: Any,  # Parameters
 ) -> Run:
     "Run a notebook; raises `ParameterError` before anything starts, `RunFailed` after a failure"
