@@ -31,6 +31,7 @@ class Settings:
     profile: str = "auto"  # Used when nothing else is said
     preload: tuple[str, ...] = ("numpy", "pandas", "torch", "matplotlib")  # Imported before notebooks start
     linger: float = 20.0  # How long warm kernels wait for the next notebook [s]
+    allow_pickle: bool = False  # Keep values that have no form of their own by cloudpickle
     profiles: dict[str, Profile] = field(default_factory=dict)  # By name, from the file
 
     def get_profile(
@@ -80,6 +81,7 @@ _SETTINGS_RULES = {
         '["numpy", "torch"]',
     ),
     "linger": Rule(lambda value: is_number(value, 0), "a number of seconds, at least 0", "20"),
+    "allow_pickle": Rule(lambda value: isinstance(value, bool), "true or false", "true"),
     "profiles": Rule(
         lambda value: isinstance(value, dict) and all(isinstance(table, dict) for table in value.values()),
         "tables, one for each profile",
@@ -118,6 +120,9 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "profile": str,
     "preload": lambda text: [name.strip() for name in text.split(",") if name.strip()],
     "linger": lambda text: float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else text,
+    "allow_pickle": lambda text: {"true": True, "1": True, "false": False, "0": False}.get(
+        text.lower(), text
+    ),
 }
 
 

@@ -55,6 +55,15 @@ def test_the_environment_wins_over_the_file(write, tmp_path, monkeypatch):
     assert (settings.profile, settings.linger, settings.preload) == ("cpu", 2.5, ("numpy", "torch"))
 
 
+@pytest.mark.parametrize(("text", "value"), [("1", True), ("True", True), ("0", False), ("false", False)])
+def test_pickle_is_allowed_by_the_file_or_the_environment_only(write, text, value):
+    assert not write("").allow_pickle
+    assert write("allow_pickle = true").allow_pickle
+    assert write(f"allow_pickle = {str(not value).lower()}", SCALEKIT_ALLOW_PICKLE=text).allow_pickle == value
+    with pytest.raises(ConfigError, match="allow_pickle must be true or false, got 'maybe'"):
+        write("", SCALEKIT_ALLOW_PICKLE="maybe")
+
+
 def test_an_empty_variable_says_nothing(write):
     assert write("linger = 3", SCALEKIT_LINGER="", SCALEKIT_PROFILE=" ").linger == 3
 
