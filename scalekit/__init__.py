@@ -14,15 +14,20 @@ _public = {
     "store": "Store",
     "cluster": "Cluster open_cluster",
     "context": "log record artifact current_run",
+    "checkpoints": "checkpoint",
     "runner": "Run RunFailed run runs",
-    "sweeps": "sweep",
+    "space": "uniform log_uniform int_uniform normal log_normal choice from_signature",
+    "sweeps": "sweep resume_sweep",
     "trials": "Sweep",
+    "budget": "Budget",
 }
 _home = {name: module for module, names in _public.items() for name in names.split()}
 
 __all__ = ["__version__", *_home]
 
 if TYPE_CHECKING:  # the same names once more, for mypy and editors
+    from .budget import Budget as Budget
+    from .checkpoints import checkpoint as checkpoint
     from .cluster import Cluster as Cluster
     from .cluster import open_cluster as open_cluster
     from .config import load_settings as load_settings
@@ -35,7 +40,15 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .runner import RunFailed as RunFailed
     from .runner import run as run
     from .runner import runs as runs
+    from .space import choice as choice
+    from .space import from_signature as from_signature
+    from .space import int_uniform as int_uniform
+    from .space import log_normal as log_normal
+    from .space import log_uniform as log_uniform
+    from .space import normal as normal
+    from .space import uniform as uniform
     from .store import Store as Store
+    from .sweeps import resume_sweep as resume_sweep
     from .sweeps import sweep as sweep
     from .template import copy_template as copy_template
     from .template import list_templates as list_templates
