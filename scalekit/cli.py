@@ -110,44 +110,76 @@ def _near(path: Path) -> Path:
 
 # %% ../nbs/90_cli.ipynb #9595c1dd
 def _sweep(args: argparse.Namespace) -> int:
-    from scalekit.engine import Limits
-    from scalekit.runner import open_store
-    from scalekit.signature import read_signature
-    from scalekit.sweeps import run_sweep, show_progress
-    from scalekit.trials import SweepStopped, plan_sweep
+    from scalekit.trials import SweepStopped
 
-    signature = read_signature(args.notebook)
-    grid, fixed = signature.parse_grid(args.grid), signature.parse(args.parameters)
-    plan = plan_sweep(
-        args.notebook,
-        grid,
-        fixed,
-        Limits(args.cell_timeout, args.timeout),
-        args.retries,
-        args.goal,
-        args.fresh,
-    )
     try:
-        with show_progress() as tell:
-            result = run_sweep(plan, args.profile, args.workers, open_store(args.store), tell)
+        result = _resume_sweep(args) if args.resume else _start_sweep(args)
     except SweepStopped as stopped:
         _print_sweep(stopped.sweep, args.json)
         print(f"scalekit: {stopped}", file=sys.stderr)
         return 1
     _print_sweep(result, args.json)
-    return 0 if all(row["state"] == "succeeded" for row in result.rows) else 1
+    for note in result.notes:
+        print(f"scalekit: {note}", file=sys.stderr)
+    return 0 if all(row["state"] != "failed" for row in result.rows) else 1
+
+
+def _start_sweep(args: argparse.Namespace) -> Any:
+    from scalekit.budget import Budget
+    from scalekit.engine import Limits
+    from scalekit.runner import open_store
+    from scalekit.signature import read_signature
+    from scalekit.space import parse_space
+    from scalekit.sweepfile import read_sweepfile
+    from scalekit.sweeps import run_sweep, show_progress
+    from scalekit.trials import plan_sweep
+
+    if args.notebook is None:
+        raise ScaleKitError("which notebook? scalekit sweep NOTEBOOK, or scalekit sweep --resume SWEEP")
+    if args.retry_failed or args.more:
+        raise ScaleKitError("--retry-failed and --more go with --resume SWEEP")
+    signature = read_signature(args.notebook)
+    asked = read_sweepfile(args.space, signature) if args.space else {}
+    plan = plan_sweep(
+        args.notebook, {**asked.get("grid", {}), **signature.parse_grid(args.grid)},
+        {**asked.get("parameters", {}), **signature.parse(args.parameters)},
+        Limits(args.cell_timeout, args.timeout), args.retries, args.goal or asked.get("goal"), args.fresh,
+        space={**asked.get("space", {}), **parse_space(args.search, signature)},
+        n_trials=args.trials or asked.get("n_trials"), sampler=args.sampler or asked.get("sampler"),
+        pruner=args.prune or asked.get("pruner"), seed=args.seed,
+        budget=Budget(args.max_hours, args.max_gpu_hours, args.max_cost),
+    )  # fmt: skip
+    with show_progress() as tell:
+        return run_sweep(plan, args.profile, args.workers, open_store(args.store), tell)
+
+
+def _resume_sweep(args: argparse.Namespace) -> Any:
+    from scalekit.budget import Budget
+    from scalekit.sweeps import resume_sweep
+
+    if args.notebook or args.grid or args.search or args.space or args.goal or args.trials:
+        raise ScaleKitError(
+            "--resume goes on with what was asked before; leave out the notebook, its values and the goal. "
+            f"For more trials: scalekit sweep --resume {args.resume} --more 32"
+        )
+    return resume_sweep(
+        args.resume, retry_failed=args.retry_failed, more=args.more,
+        budget=Budget(args.max_hours, args.max_gpu_hours, args.max_cost), parameters=args.parameters,
+        profile=args.profile, n_workers=args.workers, store=args.store,
+    )  # fmt: skip
 
 
 def _print_sweep(sweep: Any, as_json: bool) -> None:
     if as_json:
-        return _print_json({"sweep_id": sweep.sweep_id, "page": str(sweep.page), "rows": sweep.rows})
+        return _print_json({"sweep_id": sweep.sweep_id, "page": str(sweep.page), "notes": sweep.notes,
+                            "rows": sweep.rows})  # fmt: skip
     names = [
         list(dict.fromkeys(name for row in sweep.rows for name in row[part]))
         for part in ("parameters", "metrics")
     ]
     rows = [{**row, **row["parameters"], **row["metrics"]} for row in sweep.rows]
     _print_table(rows, [*names[0], *names[1], "state", "seconds", "run_id"])
-    for row in (row for row in sweep.rows if row["state"] != "succeeded"):
+    for row in (row for row in sweep.rows if row["state"] not in ("succeeded", "pruned")):
         print(f"{row['run_id']} {row['state']}: {row.get('error') or row.get('reason')}")
     if sweep.best:
         print(f"best: {_near(sweep.best.notebook)}")
@@ -253,7 +285,7 @@ def _count(text: str) -> int:
 _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "new": ("copy a template to start from", _new),
     "run": ("run a notebook with parameters", _run),
-    "sweep": ("run a notebook for every combination of values", _sweep),
+    "sweep": ("run a notebook for every combination of values, or search the best", _sweep),
     "runs": ("list runs, newest first", _runs),
     "show": ("show one run: what was asked, what happened, its files", _show_run),
     "stop": ("ask a run to stop and keep what it has", _stop),
@@ -274,8 +306,8 @@ def _build_parser() -> argparse.ArgumentParser:
     }
     verbs["new"].add_argument("template", nargs="?", help="without it, a list")
     verbs["new"].add_argument("notebook", nargs="?", help="the new file; default: the template's name")
-    for name in ("run", "sweep"):
-        _add_start(verbs[name])
+    _add_start(verbs["run"])
+    _add_start(verbs["sweep"], is_optional=True)  # `--resume` knows its notebook
     verbs["run"].add_argument(
         "--skip-tag", action="append", default=[], metavar="TAG", help="leave out cells with this tag"
     )
@@ -288,6 +320,7 @@ def _build_parser() -> argparse.ArgumentParser:
     verbs["sweep"].add_argument(
         "--goal", metavar="TEXT", help='for example "maximize accuracy": best trial first'
     )
+    _add_search(verbs["sweep"])
     verbs["sweep"].add_argument("--workers", type=_count, metavar="N", help="how many trials at a time")
     verbs["sweep"].add_argument(
         "--fresh", action="store_true", help="do every trial, also those that have succeeded before"
@@ -308,8 +341,32 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_start(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("notebook", metavar="NOTEBOOK")
+def _add_search(verb: argparse.ArgumentParser) -> None:
+    for option, metavar, what in (
+        ("--space", "FILE", "a sweep in W&B's YAML format"),
+        ("--sampler", "NAME", "of Optuna: tpe (default), random, grid, cmaes, nsgaii, gp, or a class"),
+        ("--prune", "NAME", "stop bad trials early: asha, hyperband, median, or a class of Optuna"),
+        ("--resume", "SWEEP", "go on with a sweep, by its id or the beginning of it"),
+    ):
+        verb.add_argument(option, metavar=metavar, help=what)
+    verb.add_argument(
+        "-s", "--search", action="append", default=[], metavar="NAME=SPACE",
+        help='where to search, as "lr=log_uniform(1e-4, 1e-1)"; a bare NAME takes the notebook\'s own bounds',
+    )  # fmt: skip
+    verb.add_argument("--trials", type=_count, metavar="N", help="how many trials a search makes")
+    verb.add_argument("--more", type=_count, default=0, metavar="N", help="with --resume: more trials")
+    verb.add_argument("--retry-failed", action="store_true", help="with --resume: failed trials once more")
+    verb.add_argument("--seed", type=_count, metavar="N", help="of the sampler")
+    for option, what in (
+        ("--max-hours", "stop after so many hours"),
+        ("--max-gpu-hours", "stop when trials have held GPUs for so many hours"),
+        ("--max-cost", "stop when so much money is spent, by the profile's price"),
+    ):
+        verb.add_argument(option, type=float, metavar="X", help=what)
+
+
+def _add_start(verb: argparse.ArgumentParser, is_optional: bool = False) -> None:
+    verb.add_argument("notebook", metavar="NOTEBOOK", nargs="?" if is_optional else None)
     verb.add_argument(
         "-p", "--parameters", action="append", default=[], metavar="NAME=VALUE", help="a parameter"
     )

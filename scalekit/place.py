@@ -7,6 +7,7 @@ __all__ = ['execute_in_slot', 'SchedulerLost', 'silence_dask', 'Done', 'Placemen
 
 # %% ../nbs/34a_place.ipynb #0d4365b4
 import logging
+import math
 import os
 import queue
 from collections.abc import Iterator
@@ -71,15 +72,18 @@ class Done:
 class Placement:
     "Orders on their way to the slots of a cluster, and results on their way back"
 
-    ahead = 2  # Orders that wait at the cluster beyond those that its slots work on
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
+    def __init__(
+        self,
+        cluster: Cluster,
+        ahead: int = 2,  # Orders that wait at the cluster beyond those that its slots work on
+    ) -> None:
+        self.cluster, self.ahead = cluster, ahead
         self.running: dict[Any, RunOrder] = {}  # By future
         self._done: queue.SimpleQueue = queue.SimpleQueue()
         self._slots: dict[str, Slot] = {}
         self._n_slots = 0
-        self._looked = -1.0
+        self._looked = self._gpus_looked = -math.inf
+        self._gpu_use: float | None = None
 
     @property
     def n_slots(self) -> int:
@@ -94,6 +98,15 @@ class Placement:
     def wants_more(self) -> bool:
         "Would another order help to keep the slots busy?"
         return len(self.running) < self.n_slots + self.ahead
+
+    @property
+    def gpu_use(self) -> float | None:  # Mean of the GPUs [%]
+        "How busy the GPUs are, looked up every few seconds; nothing where there are none"
+        if any(slot.gpus for slot in self._slots.values()) and monotonic() - self._gpus_looked > 3.0:
+            shares = [row.gpu_utilization for row in self.cluster.usage() if row.gpu_utilization is not None]
+            self._gpu_use = sum(shares) / len(shares) if shares else None
+            self._gpus_looked = monotonic()
+        return self._gpu_use
 
     def submit(self, order: RunOrder) -> None:
         "Send an order to the cluster"

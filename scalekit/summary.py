@@ -115,6 +115,7 @@ def summarize(
         "cost": _cost(seconds, asked.get("price_per_hour")),
         "profile": asked.get("profile"),
         "sweep": asked.get("sweep"),
+        "trial": asked.get("trial"),
         "fingerprint": asked.get("fingerprint"),
         "error": last.get("error") or last.get("reason"),
         "cell": last.get("cell"),
