@@ -16,6 +16,7 @@ _public = {
     "context": "log record artifact current_run",
     "checkpoints": "checkpoint",
     "runner": "Run RunFailed run runs",
+    "differences": "diff",
     "space": "uniform log_uniform int_uniform normal log_normal choice from_signature",
     "sweeps": "sweep resume_sweep",
     "trials": "Sweep",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .context import log as log
     from .context import record as record
     from .core import ScaleKitError as ScaleKitError
+    from .differences import diff as diff
     from .runner import Run as Run
     from .runner import RunFailed as RunFailed
     from .runner import run as run

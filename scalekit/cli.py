@@ -89,7 +89,7 @@ def _run(args: argparse.Namespace) -> int:
         result = run(
             args.notebook, values, profile=args.profile, store=args.store, cell_timeout=args.cell_timeout,
             run_timeout=args.timeout, skip_tags=tuple(args.skip_tag), retries=args.retries, check=False,
-            on_event=tell,
+            resume=args.resume, cache=args.cache, on_event=tell,
         )  # fmt: skip
     _print_json(result.row) if args.json else _print_run(result.row)
     return 0 if result.state == "succeeded" else 1
@@ -221,6 +221,19 @@ def _show_run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _diff(args: argparse.Namespace) -> int:
+    from scalekit.differences import diff, print_difference
+
+    found = diff(args.first, args.second, args.store)
+    if args.html:
+        print(_near(found.save(args.html)))
+    elif args.json:
+        _print_json(found.to_dict())
+    else:
+        print_difference(found.difference)
+    return 0
+
+
 def _stop(args: argparse.Namespace) -> int:
     from scalekit.execute import request_stop
     from scalekit.runner import open_store
@@ -288,6 +301,7 @@ _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "sweep": ("run a notebook for every combination of values, or search the best", _sweep),
     "runs": ("list runs, newest first", _runs),
     "show": ("show one run: what was asked, what happened, its files", _show_run),
+    "diff": ("put two runs side by side: parameters, code, metrics, outputs", _diff),
     "stop": ("ask a run to stop and keep what it has", _stop),
     "doctor": ("look at this machine, and say what is missing", _doctor),
     "demo": ("sweep the training template over twelve trials", _demo),
@@ -311,6 +325,7 @@ def _build_parser() -> argparse.ArgumentParser:
     verbs["run"].add_argument(
         "--skip-tag", action="append", default=[], metavar="TAG", help="leave out cells with this tag"
     )
+    verbs["run"].add_argument("--resume", metavar="RUN", help="go on with a run that was broken off")
     verbs["run"].add_argument(
         "--describe", action="store_true", help="show the notebook's parameters and stop"
     )
@@ -332,9 +347,12 @@ def _build_parser() -> argparse.ArgumentParser:
         verbs["runs"].add_argument(f"--{option}", help=f"only runs of this {option}")
     for name in ("show", "stop"):
         verbs[name].add_argument("run", metavar="RUN", help="its id, a part of it that is unique, or: latest")
-    for name in ("run", "sweep", "runs", "show", "doctor"):
+    for name, what in (("first", "the run from before"), ("second", "the one to look at")):
+        verbs["diff"].add_argument(name, metavar=name.upper(), help=f"{what}: as for show")
+    verbs["diff"].add_argument("--html", metavar="FILE", help="write a page instead, with the images")
+    for name in ("run", "sweep", "runs", "show", "diff", "doctor"):
         verbs[name].add_argument("--json", action="store_true", help="for machines")
-    for name in ("run", "sweep", "runs", "show", "stop", "index"):
+    for name in ("run", "sweep", "runs", "show", "diff", "stop", "index"):
         verbs[name].add_argument(
             "--store", metavar="FOLDER", help="of the runs; default: runs, or as scalekit.toml says"
         )
@@ -369,6 +387,11 @@ def _add_start(verb: argparse.ArgumentParser, is_optional: bool = False) -> None
     verb.add_argument("notebook", metavar="NOTEBOOK", nargs="?" if is_optional else None)
     verb.add_argument(
         "-p", "--parameters", action="append", default=[], metavar="NAME=VALUE", help="a parameter"
+    )
+    verb.add_argument(
+        "--cache",
+        action="store_true",
+        help="take results of cells from other runs, and leave them for others",
     )
     verb.add_argument("--profile", help="where: cpu, gpu, an address, or a name from scalekit.toml")
     verb.add_argument(
