@@ -32,7 +32,14 @@ class Settings:
     preload: tuple[str, ...] = ("numpy", "pandas", "torch", "matplotlib")  # Imported before notebooks start
     linger: float = 20.0  # How long warm kernels wait for the next notebook [s]
     allow_pickle: bool = False  # Keep values that have no form of their own by cloudpickle
+    journal: bool = True  # Keep what cells make, so that a run that was broken off can go on
+    journal_limit: float = 20.0  # Of journals and cached results in the store together [GB]
     profiles: dict[str, Profile] = field(default_factory=dict)  # By name, from the file
+
+    @property
+    def warm_modules(self) -> tuple[str, ...]:
+        "What the server of warm kernels imports"
+        return (*self.preload, *(("scalekit.journal.keeper",) if self.journal else ()))
 
     def get_profile(
         self,
@@ -82,6 +89,8 @@ _SETTINGS_RULES = {
     ),
     "linger": Rule(lambda value: is_number(value, 0), "a number of seconds, at least 0", "20"),
     "allow_pickle": Rule(lambda value: isinstance(value, bool), "true or false", "true"),
+    "journal": Rule(lambda value: isinstance(value, bool), "true or false", "false"),
+    "journal_limit": Rule(lambda value: is_number(value, 0), "a number of GB, at least 0", "20"),
     "profiles": Rule(
         lambda value: isinstance(value, dict) and all(isinstance(table, dict) for table in value.values()),
         "tables, one for each profile",

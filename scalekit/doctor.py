@@ -109,7 +109,7 @@ def _look_at_kernels(settings: Settings) -> Iterator[Finding]:
     from scalekit.kernels.client import NoWarmKernel, describe_server
 
     try:
-        server = describe_server(settings.preload, settings.linger)
+        server = describe_server(settings.warm_modules, settings.linger)
     except NoWarmKernel as error:
         yield Finding("kernels", str(error), "runs use normal kernels, which start slower")
         return

@@ -7,13 +7,16 @@ __all__ = ['STOP', 'RunOrder', 'request_stop', 'catch_signals', 'execute_run', '
 
 # %% ../nbs/33a_execute.ipynb #e8c7c37e
 import os
+import shutil
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from .bundle import Bundle, redact
@@ -22,8 +25,9 @@ from .engine import Execution, Limits, Outcome
 from .events import StoreError, promise
 from .kernels.choose import KernelOrder, open_kernel
 from .live import LiveNotebook, NotSaved, recover_notebook
-from .notebook import mark_failure, read_notebook, save_notebook, settle_cells
-from .seal import LEASE
+from .notebook import mark_failure, mark_pending, read_notebook, save_notebook, settle_cells
+from .resume import CellJournal, StartAgain
+from .seal import CELLS, LEASE
 from .store import Store
 from .summary import ENDED, WrongState, check_step
 from .typed.source import BadNotebook
@@ -45,6 +49,9 @@ class RunOrder:
         default=None, repr=False
     )  # With secrets in the clear, if any
     secrets: tuple[str, ...] = field(default=(), repr=False)  # Texts to blot out of everything that is saved
+    journal: bool = True  # Keep what cells make, for a run that goes on with this one
+    earlier: str | None = None  # Bundle of a run to go on with
+    cache: str | None = None  # Folder of results of cells that runs share
 
 # %% ../nbs/33a_execute.ipynb #854ed042
 STOP = "stop"
@@ -156,13 +163,32 @@ def _run_cells(
 
     environment = {**os.environ, **order.environment, "SCALEKIT_BUNDLE": str(bundle.path)}
     wanted = KernelOrder(order.kernel, order.folder, environment, order.threads, order.preload, order.linger)
-    grace = order.limits.grace
-    with open_kernel(wanted, grace, lambda note: tell("note", text=note)) as (kernel, crash_report):
-        tell("kernel", kind=kernel.kind, pid=kernel.pid)
-        return Execution(
-            live.notebook, kernel, live, order.limits, on_event=tell, crash_report=crash_report,
-            find_stop=find_stop, real_sources=_real_sources(live.notebook, order),
-        ).run()  # fmt: skip
+    limit = sys.maxsize
+    while True:
+        journal = _make_journal(bundle, order, tell, limit)
+        with open_kernel(wanted, order.limits.grace, lambda note: tell("note", text=note)) as (kernel, crash_report):
+            tell("kernel", kind=kernel.kind, pid=kernel.pid)
+            try:
+                outcome = Execution(
+                    live.notebook, kernel, live, order.limits, on_event=tell, crash_report=crash_report,
+                    find_stop=find_stop, real_sources=_real_sources(live.notebook, order), journal=journal,
+                ).run()  # fmt: skip
+            except StartAgain as again:
+                limit = min(again.limit, limit - 1)
+                tell("note", text=f"what was done is taken up to cell {limit} only: {again}")
+                mark_pending(live.notebook)
+                continue
+        if journal is not None:
+            journal.finish()
+        return outcome
+
+
+def _make_journal(bundle: Bundle, order: RunOrder, tell: Callable[..., None], limit: int) -> CellJournal | None:
+    if not order.journal or order.secrets:  # a secret may be in any value
+        return None
+    earlier = Bundle(order.earlier) if order.earlier else None
+    cache = Path(order.cache) if order.cache else None
+    return CellJournal(bundle, tell, earlier, cache, order.limits.skip_tags, limit)
 
 
 def _real_sources(notebook: dict, order: RunOrder) -> dict[int, str]:
@@ -175,6 +201,8 @@ def _real_sources(notebook: dict, order: RunOrder) -> dict[int, str]:
 def _end(bundle: Bundle, state: str, **why: Any) -> None:
     (bundle.path / STOP).unlink(missing_ok=True)
     bundle.set_state(state, **why)
+    if state == "succeeded":  # nobody will go on with it
+        shutil.rmtree(bundle.path / CELLS, ignore_errors=True)
     if state in ENDED:
         bundle.seal()
 

@@ -69,7 +69,7 @@ def _execute(nb_man: Any, kernel_name: str, log_output: bool, options: dict[str,
     settings = load_settings()
     environment = dict(os.environ)
     order = KernelOrder(
-        kernel_name, os.getcwd(), environment, n_cores(), settings.preload, settings.linger
+        kernel_name, os.getcwd(), environment, n_cores(), settings.warm_modules, settings.linger
     )
     limits = _read_limits(options)
     files = {"stdout": options.get("stdout_file"), "stderr": options.get("stderr_file")}

@@ -103,7 +103,7 @@ class WarmProvisioner(LocalProvisioner):
         output = _get_descriptor(how.get("stdout"), 1), _get_descriptor(how.get("stderr"), 2)
         leftovers = _list_sockets(self.connection_info)
         return start_plain_kernel(
-            arguments, settings.preload, settings.linger, folder, environment, output, leftovers
+            arguments, settings.warm_modules, settings.linger, folder, environment, output, leftovers
         )
 
     async def shutdown_requested(self, restart: bool = False) -> None:
