@@ -37,10 +37,9 @@ class Attempt:
 
     def again(self, lost: bool, not_before: float = 0.0) -> "Attempt":
         "The next attempt at the same trial"
-        counts = {"n_failed": self.n_failed + (not lost), "n_lost": self.n_lost + lost}
         return Attempt(
-            self.number, self.plan, **counts, previous=self.bundle or self.previous, proposal=self.proposal,
-            not_before=not_before,
+            self.number, self.plan, self.n_failed + (not lost), self.n_lost + lost, not_before=not_before,
+            previous=self.bundle or self.previous, proposal=self.proposal,
         )  # fmt: skip
 
 
@@ -245,9 +244,9 @@ def _read_points(events: list[dict[str, Any]], metric: str, n_before: int) -> li
     for event in events:
         value = event["values"].get(metric) if event["event"] == "log" else None
         if isinstance(value, int | float) and not isinstance(value, bool):
-            step, counted = event.get("step"), n_before + len(points)
-            given = isinstance(step, int | float) and not isinstance(step, bool) and step >= 0
-            points.append((int(step) if given else counted, float(value)))
+            step = as_number(event.get("step"))
+            counted = n_before + len(points)
+            points.append((counted if step is None or step < 0 else int(step), float(value)))
     return points
 
 

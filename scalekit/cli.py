@@ -147,7 +147,7 @@ def _start_sweep(args: argparse.Namespace) -> Any:
         space={**asked.get("space", {}), **parse_space(args.search, signature)},
         n_trials=args.trials or asked.get("n_trials"), sampler=args.sampler or asked.get("sampler"),
         pruner=args.prune or asked.get("pruner"), seed=args.seed,
-        budget=Budget(args.max_hours, args.max_gpu_hours, args.max_cost),
+        budget=Budget(args.max_hours, args.max_gpu_hours, args.max_cost), gpus_per_trial=args.gpus_per_trial,
     )  # fmt: skip
     with show_progress() as tell:
         return run_sweep(plan, args.profile, args.workers, open_store(args.store), tell)
@@ -376,6 +376,7 @@ def _add_search(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--retry-failed", action="store_true", help="with --resume: failed trials once more")
     verb.add_argument("--seed", type=_count, metavar="N", help="of the sampler")
     for option, what in (
+        ("--gpus-per-trial", "2: each trial sees two GPUs; 0.5: two trials share one"),
         ("--max-hours", "stop after so many hours"),
         ("--max-gpu-hours", "stop when trials have held GPUs for so many hours"),
         ("--max-cost", "stop when so much money is spent, by the profile's price"),

@@ -16,16 +16,18 @@ from typing import Any
 
 from .attempts import GridTrials, SearchTrials, Trials
 from .budget import Budget, Meter
-from .cluster import open_cluster
+from .cluster import Cluster, open_cluster
 from .config import Settings, load_settings
 from .controller import Controller
 from .core import ScaleKitError, suggest, utc_now, write_atomic
+from .devices import require_gpus
 from .engine import Limits
 from .events import StoreError, dump_json, load_json, promise
 from .execute import catch_signals, end_lost_runs
 from .kernels.client import NoWarmKernel, hold_server
 from .page import write_sweep_page
-from .place import Placement, SchedulerLost, silence_dask
+from .place import BadShare, Placement, SchedulerLost, share_gpus, silence_dask
+from .profile import Profile
 from .progress import SweepProgress, show_progress
 from .ranking import order_rows
 from .runner import plan_runs
@@ -147,7 +149,9 @@ def run_sweep(
 ) -> Sweep:
     "Do the trials that are missing; raises `SweepStopped` if it is cancelled or loses its cluster"
     settings = load_settings()
-    plan.budget.check(settings.get_profile(profile))
+    spec = settings.get_profile(profile)
+    plan.budget.check(spec)
+    shares = _deal_gpus(plan, spec, n_workers)
     bundles = store or Store(settings.store, settings.folder)
     folder = bundles.folder / "sweeps" / plan.sweep_id
     place = {"profile": profile, "n_workers": n_workers}
@@ -159,7 +163,7 @@ def run_sweep(
         reason = limit = None
         try:
             if not trials.is_done:
-                work = _Work(plan, trials, bundles, settings, meter)
+                work = _Work(plan, trials, bundles, settings, meter, shares)
                 reason, limit = _do_missing(work, place, progress, on_progress)
         finally:
             with suppress(StoreError):  # on a full disk the next look does it
@@ -185,6 +189,28 @@ class _Work:
     store: Store
     settings: Settings
     meter: Meter
+    shares: list[tuple[str, ...]]  # GPUs of trials, where they are dealt out here
+
+
+def _deal_gpus(plan: SweepPlan, spec: Profile, n_workers: int | None) -> list[tuple[str, ...]]:
+    "What each trial that runs at a time may see, if that is not for the workers to say"
+    if plan.gpus_per_trial is None or plan.gpus_per_trial == 1:
+        return []
+    if spec.address or spec.kind == "cpu":
+        kind = "a cluster that runs already" if spec.address else "on cores"
+        raise BadShare(
+            f"gpus_per_trial={plan.gpus_per_trial:g} deals out GPUs of this machine, and profile "
+            f'{spec.name!r} is {kind}. Use a profile with kind = "gpu"'
+        )
+    gpus = [gpu.entry for gpu in require_gpus()][: spec.workers]
+    return share_gpus(gpus, plan.gpus_per_trial)[:n_workers]
+
+
+def _open_cluster(work: "_Work", place: dict[str, Any]) -> Cluster:
+    if not work.shares:
+        return open_cluster(**place)
+    spec = work.settings.get_profile(place["profile"])
+    return open_cluster(replace(spec, kind="cpu", workers=len(work.shares)))
 
 
 def _find_trials(plan: SweepPlan, store: Store, folder: Path, retry_failed: bool) -> tuple[Trials, Meter]:
@@ -220,13 +246,13 @@ def _do_missing(
         stack.enter_context(_keep_warm(work.settings))
         at_last = stack.enter_context(ExitStack())
         try:
-            cluster = stack.enter_context(open_cluster(**place))
+            cluster = stack.enter_context(_open_cluster(work, place))
         except ClusterError:
             if signalled:  # it reached workers that were just starting
                 return signalled[0], None
             raise
-        placement = Placement(cluster, ahead=2 if work.plan.search is None else 1)
-        work.meter.price_per_hour = cluster.profile.price_per_hour
+        placement = Placement(cluster, 2 if work.plan.search is None else 1, work.shares)
+        _set_meter(work, cluster)
         controller = Controller(
             work.plan, work.trials, work.store, placement, work.settings, owner, work.meter
         )
@@ -237,6 +263,14 @@ def _do_missing(
             controller.abandon(patience=_PATIENCE)
             return str(lost), None
     return (None, controller.limit) if controller.limit else (controller.reason, None)
+
+
+def _set_meter(work: _Work, cluster: Cluster) -> None:
+    "What an hour of one trial takes: a slot has a GPU or none, a share of GPUs as many as it says"
+    held = work.plan.gpus_per_trial
+    price = cluster.profile.price_per_hour
+    work.meter.price_per_hour = None if price is None else price * (held or 1)
+    work.meter.gpus = held or max((len(slot.gpus) for slot in cluster.slots), default=0)
 
 # %% ../nbs/34j_sweeps.ipynb #50aeb8b7
 def _list_trials(plan: SweepPlan, store: Store) -> list[dict[str, Any]]:
@@ -267,6 +301,7 @@ def sweep(
     sampler: str | None = None,  # Of Optuna, by name: "tpe", "random", "cmaes(sigma0=0.1)", "GPSampler"
     pruner: str | None = None,  # Of Optuna, by name: "asha", "hyperband", "median(n_startup_trials=5)"
     search_seed: int | None = None,  # Of the sampler
+    gpus_per_trial: float | None = None,  # 2: each sees two; 0.5: two trials share one. Default: a slot's
     max_hours: float | None = None,  # Budget: wall time [h]
     max_gpu_hours: float | None = None,  # Budget: time that trials hold GPUs [h]
     max_cost: float | None = None,  # Budget: money, by the profile's price
@@ -285,7 +320,7 @@ def sweep(
     plan = plan_sweep(
         notebook, axes, parameters, Limits(cell_timeout, run_timeout), retries, goal, fresh, space=space,
         n_trials=n_trials, sampler=sampler, pruner=pruner, seed=search_seed,
-        budget=Budget(max_hours, max_gpu_hours, max_cost),
+        budget=Budget(max_hours, max_gpu_hours, max_cost), gpus_per_trial=gpus_per_trial,
     )  # fmt: skip
     settings = load_settings()
     with show_progress(on_progress) as tell:

@@ -118,7 +118,7 @@ def plan_sweep(
     gpus_per_trial: float | None = None,
 ) -> SweepPlan:
     "Check a sweep before it starts; raises `ParameterError` for a value that a trial would not take"
-    shared = {
+    shared: dict[str, Any] = {
         "retries": retries, "goals": parse_goals(goal), "fresh": fresh, "budget": budget or Budget(),
         "gpus_per_trial": gpus_per_trial,
     }  # fmt: skip
