@@ -58,7 +58,9 @@ def fit_numbers(
         return (bend(value) - low) / (high - low)
 
     return Axis(
-        place, tuple(zip(map(place, marks), write_numbers(marks, even=not is_log), strict=True)), is_log
+        place,
+        tuple(zip(map(place, marks), write_numbers(marks, even=not (is_log or at)), strict=True)),
+        is_log,
     )
 
 # %% ../nbs/23g_axes.ipynb #e717bb42

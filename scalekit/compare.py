@@ -187,14 +187,17 @@ _NAMES = {"Welch": "Welch's t-test", "paired": "t-test paired by seed"}
 
 
 def _say_tie(best: Setting, contenders: list[Compared], n_others: int) -> str:
-    labels = [best.label, *(one.setting.label for one in contenders)]
+    labels = [one.setting.label for one in contenders]
     more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
     told = "; ".join(labels[:_NAMED])
-    if len(contenders) == n_others:
-        start = f"No winner: none of the {len(labels)} settings can be told apart from the best"
+    if len(contenders) < n_others:
+        who = f"{len(contenders)} of the {n_others} others can't be told apart from it ({told}{more})"
+        who += "; the rest are worse"
+    elif n_others > 1:
+        who = f"none of the {n_others} others can be told apart from it"
     else:
-        start = f"No winner: {len(labels)} of {n_others + 1} settings may be the best, the others are worse"
-    return f"{start} ({told}{more}). Their differences lie within the noise between repeats."
+        who = f"{told} can't be told apart from it"
+    return f"No winner: {best.label} has the best mean, but {who}. The difference lies within the noise."
 
 # %% ../nbs/23d_compare.ipynb #c9029d12
 def _note(compared: list[Compared], test: str) -> list[str]:
@@ -202,10 +205,11 @@ def _note(compared: list[Compared], test: str) -> list[str]:
     once = [one.setting for one in compared if one.verdict == "ran once"]
     if test and once:
         first = " The highest place is one of them." if compared[0].verdict == "ran once" else ""
-        notes.append(f"Not compared, since they ran once: {len(once)} settings.{first}")
+        notes.append(f"Not compared, since they ran once: {len(once)} of {len(compared)} settings.{first}")
     if n_lost := sum(one.setting.n_lost for one in compared):
         settings = sum(one.setting.n_lost > 0 for one in compared)
-        lost = f"{n_lost} trials of {settings} settings ended without a score"
+        n_all = n_lost + sum(one.setting.n for one in compared)
+        lost = f"{n_lost} of {n_all} trials ended without a score, in {settings} of {len(compared)} settings"
         notes.append(f"{lost}; the means of what is left may flatter.")
     contender = next((one.setting for one in compared if one.verdict == "contender"), None)
     best = next((one.setting for one in compared if one.verdict == "best"), None)
