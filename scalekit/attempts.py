@@ -34,6 +34,7 @@ class Attempt:
     not_before: float = 0.0  # When it may start [s, by the monotonic clock]
     offset: int = 0  # How much of its events was read
     n_points: int = 0  # Of the goal's metric so far
+    latest: tuple[Any, float | None] = (None, None)  # Step and value of the last one
 
     def again(self, lost: bool, not_before: float = 0.0) -> "Attempt":
         "The next attempt at the same trial"

@@ -20,7 +20,8 @@ from .events import StoreError
 from .execute import end_lost_run, end_lost_runs, request_stop
 from .lease import find_dead_holder
 from .place import Done, Placement
-from .progress import SweepProgress
+from .progress import RunningTrial, SweepProgress
+from .rows import as_number
 from .runner import make_order, queue_run
 from .seal import LEASE
 from .store import Store
@@ -202,12 +203,27 @@ class Controller:
             events, attempt.offset = attempt.bundle.follow(attempt.offset)
             if any(event["event"] == "state" and event["state"] == "running" for event in events):
                 self.meter.start(path)
+            self._note_latest(attempt, events)
             if events and not self.reason and self.trials.watch(attempt, events):
                 request_stop(attempt.bundle, "pruned")
 
+    def _note_latest(self, attempt: Attempt, events: list[dict[str, Any]]) -> None:
+        metric = self.plan.goals[0][1] if self.plan.goals else None
+        for event in events:
+            if event["event"] == "log" and (value := as_number(event["values"].get(metric))) is not None:
+                attempt.latest = event.get("step"), value
+
+    def _list_running(self) -> list[RunningTrial]:
+        now, found = monotonic(), []
+        for path, begun in self.meter.running.items():
+            if attempt := self.on_way.get(path):
+                parameters = attempt.plan.parameters
+                found.append(RunningTrial(attempt.number, parameters, now - begun, *attempt.latest))
+        return found
+
     def _describe(self, progress: SweepProgress) -> None:
         progress.n_slots, progress.gpu_use = self.placement.n_slots, self.placement.gpu_use
-        progress.n_running = len(self.meter.running)
+        progress.running = self._list_running()
         progress.cost = self.meter.cost
         progress.note = self.limit or ""
 
