@@ -213,7 +213,7 @@ def test_when_the_money_is_spent_nothing_new_starts_and_what_runs_is_stopped(pla
     assert note.startswith("max_cost 1.2 is reached: 1.")
     states = [row["state"] for row in found.rows]
     assert states.count("succeeded") == 3 and set(states) == {"succeeded", "cancelled"}
-    assert 1.2 <= sum(row["cost"] for row in rows_of()) < 2.2
+    assert 1.2 <= sum(row["cost"] or 0 for row in rows_of()) < 2.2
     again = sweep(lr=[0.1, 0.2, 0.3, 0.9, 0.8, 0.7], goal=GOAL, profile=paid, max_cost=1.2, sampler="grid")
     assert again.notes[0].startswith("max_cost 1.2 is reached") and len(rows_of(state="succeeded")) == 3
 
