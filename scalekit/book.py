@@ -26,7 +26,7 @@ from .listing import count
 from .page import count_slots, write_findings
 from .ranking import Goal, Goals
 from .reasons import group_failures
-from .rows import clip, read_value, show_value
+from .rows import as_utf8, clip, read_value, show_value
 
 # %% ../nbs/23x_book.ipynb #277bd4c1
 def _plain(text: object) -> str:
@@ -191,10 +191,15 @@ def write_sweep_report(
 # %% ../nbs/23x_book.ipynb #82bdcea6
 def _write_book(path: str | os.PathLike, title: str, found: Findings, about: dict[str, Any] | None) -> Path:
     import nbformat
+    import pandas as pd
 
     book = Path(path).absolute()
     facts = " · ".join(f"{_plain(name)} {_plain(show_value(value))}" for name, value in (about or {}).items())
     opening = _write_opening(found, book.parent)
-    made = _make_book(f"# {_plain(title)}\n\n{facts}".strip(), _list_cells(found, book.parent, opening))
+    head = f"# {_plain(title)}\n\n{facts}".strip()
+    with pd.option_context(
+        "display.width", 80, "display.max_columns", 20
+    ):  # as in Jupyter, wherever this runs
+        made = _make_book(head, _list_cells(found, book.parent, opening))
     with promise(f"the notebook {path} can't be written"):
-        return write_atomic(book, nbformat.writes(made).encode("utf-8", "replace").decode() + "\n")
+        return write_atomic(book, as_utf8(nbformat.writes(made)) + "\n")

@@ -68,7 +68,7 @@ class Panel:
     def draw(
         self,
         label: str,  # What the drawing shows, for those who can't see it
-        *marks: Markup,
+        *marks: Markup | None,
     ) -> Markup:
         "The whole drawing"
         grid = [
@@ -112,7 +112,7 @@ CROWD = 150  # Trials from which on dots are smaller
 def link_mark(
     trial: Trial,
     told: str,  # What pointing at it shows
-    *shapes: Markup,
+    *shapes: Markup | None,
     kind: str | None = None,  # Class of the mark; default: the trial's own
 ) -> Markup:
     "Shapes that stand for a trial, and lead to its row"

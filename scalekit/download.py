@@ -16,7 +16,7 @@ from .charts import Trial
 from .forms import UnreadableValue
 from .markup import Markup, tag
 from .ranking import Goals
-from .rows import NOT_GIVEN, clip, read_value
+from .rows import NOT_GIVEN, as_utf8, clip, read_value
 from .values import to_text
 
 # %% ../nbs/23t_download.ipynb #9d7dc92f
@@ -72,6 +72,6 @@ def link_csv(
     name: str = "trials.csv",  # Of the file
 ) -> Markup:
     "A link to save all trials as CSV, with nothing to fetch"
-    content = quote(write_csv(trials, goals).encode("utf-8", "replace"), safe="\r\n ,.:-_/()'=")
+    content = quote(as_utf8(write_csv(trials, goals)), safe="\r\n ,.:-_/()'=")
     address = content.replace(" ", "%20").replace("\r\n", "%0A")
     return tag("a", "Download as CSV", href=f"data:text/csv;charset=utf-8,{address}", download=name)

@@ -26,7 +26,7 @@ from .markup import Markup
 from .parallel import draw_parallel
 from .pareto import draw_pareto
 from .ranking import Goal, Goals, find_goal, split_goal
-from .rows import clip, find_swept, read_value, show_value
+from .rows import as_utf8, clip, find_swept, read_value, show_value
 from .slices import draw_slice
 from .store import Store
 from .timeline import Timeline, draw_timeline, lay_out
@@ -164,7 +164,10 @@ def _flatten(trial: Trial, swept: Sequence[str], has_front: bool) -> dict[str, A
     values = {name: read_value(trial.row, name) for name in swept}
     front = {"pareto": trial.is_best} if has_front else {}
     known = {name: trial.row.get(name) for name in ("state", "seconds", "run_id")}
-    return {"rank": trial.rank} | front | values | (trial.row.get("metrics") or {}) | known
+    flat = {"rank": trial.rank} | front | values | (trial.row.get("metrics") or {}) | known
+    return {
+        as_utf8(name): as_utf8(value) if isinstance(value, str) else value for name, value in flat.items()
+    }
 
 # %% ../nbs/23u_findings.ipynb #0d1b7e9a
 def open_findings(

@@ -109,7 +109,8 @@ def measure_importance(
 ) -> Importance:
     "Weigh the parameters of a sweep; raises `BadGoal`"
     wanted = next(iter(split_goal(goal)), None) or find_goal(rows)
-    done = [row for row in rows if row.get("state") == "succeeded" and read_score(row, wanted) is not None]
+    known = sorted(rows, key=lambda row: str(row.get("run_id")))  # the same forests, however rows came
+    done = [row for row in known if row.get("state") == "succeeded" and read_score(row, wanted) is not None]
     differ, _ = find_swept(done)
     columns = {name: column for name in differ if (column := _make_column(done, name)) is not None}
     left_out = [name for name in differ if name not in columns]

@@ -15,7 +15,7 @@ from typing import Any
 
 from .events import dump_json
 from .ranking import Goal, read_score
-from .rows import as_number, clip, find_swept, read_value, show_value
+from .rows import as_number, as_utf8, clip, find_swept, read_value, show_value
 
 # %% ../nbs/23c_repeats.ipynb #5d995309
 def find_seeds(
@@ -57,7 +57,8 @@ class Setting:
     @property
     def label(self) -> str:  # For example `"lr=0.01, width=32"`
         "How text calls it"
-        return ", ".join(f"{name}={clip(show_value(value))}" for name, value in self.values.items()) or "all"
+        told = ", ".join(f"{name}={clip(show_value(value))}" for name, value in self.values.items())
+        return as_utf8(told) or "all"
 
     @property
     def n(self) -> int:
