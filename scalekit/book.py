@@ -25,7 +25,7 @@ from .findings import Findings
 from .listing import count
 from .page import count_slots, write_findings
 from .ranking import Goal, Goals
-from .reasons import group_failures
+from .reasons import group_failures, group_pruned, say_step
 from .rows import as_utf8, clip, read_value, show_value
 
 # %% ../nbs/23x_book.ipynb #277bd4c1
@@ -69,6 +69,12 @@ def _tell_failures(found: Findings, folder: Path) -> str:
     return "\n\n".join(told)
 
 
+def _tell_pruned(found: Findings) -> str:
+    steps = group_pruned(found.trials, found.curves.last_step)
+    lines = [f"- {say_step(step)}: {count(len(group), 'trial')}" for step, group in steps.items()]
+    return "\n".join(lines[:_MOST_REASONS])
+
+
 _MOST_REASONS, _NAMED = 30, 12
 
 # %% ../nbs/23x_book.ipynb #a4b217d5
@@ -95,6 +101,8 @@ def _list_cells(found: Findings, folder: Path, opening: str) -> Iterator[_Cell]:
     shares = pd.DataFrame(importance.shares) if importance.shares else None
     code = "pd.DataFrame(found.importance.shares)" if importance.shares else "found.importance.reason"
     yield _Cell("## Importance of parameters", code, importance.reason if shares is None else shares)
+    if pruned := _tell_pruned(found):
+        yield _Cell(f"## Pruned\n\n{pruned}")
     if failures := _tell_failures(found, folder):
         yield _Cell(f"## What did not succeed\n\n{failures}")
 

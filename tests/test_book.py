@@ -28,12 +28,13 @@ def add_run(store, parameters, accuracy, state="succeeded", sweep="first", error
 
 @pytest.fixture
 def store(tmp_path):
-    "Twelve trials that succeeded and one that failed; each bundle with its notebook"
+    "Twelve trials that succeeded, one that failed and one that was pruned; each with its notebook"
     store = Store(tmp_path / "runs")
     for number in range(12):
         parameters = {"lr": 10.0 ** -(number // 3), "seed": number % 3, "kind": "ab"[number // 6]}
         add_run(store, parameters, 0.9 - number / 50)
     add_run(store, {"lr": 9.0, "seed": 0, "kind": "a"}, 0.1, "failed", error=f"ValueError: {HOSTILE[:-1]}")
+    add_run(store, {"lr": 8.0, "seed": 0, "kind": "a"}, 0.1, "pruned")
     (tmp_path / "runs" / "sweeps" / "first").mkdir(parents=True)
     return store
 
@@ -63,6 +64,11 @@ def test_its_cells_give_by_hand_what_it_shows_already(store):
     assert shown(made) == before
 
 
+def test_pruned_trials_are_told_by_their_step(store):
+    made = read(write_sweep_notebook(store.folder / "index.ipynb", "First", store.list_runs(), GOAL))
+    assert any(cell.source == "## Pruned\n\n- after step 3: 1 trial" for cell in made.cells)
+
+
 def test_trials_reused_from_another_sweep_are_named_one_by_one(store):
     add_run(store, {"lr": 5.0, "seed": 0, "kind": "a"}, 0.5, sweep="second")
     add_run(store, {"lr": 6.0, "seed": 0, "kind": "a"}, 0.6, sweep="second")
@@ -80,7 +86,9 @@ def test_links_lead_to_the_executed_notebooks(store):
     )
     text = next(cell.source for cell in read(path).cells if cell.source.startswith("Best trial: [#1]("))
     target = text.partition("](")[2].partition(")")[0]
-    assert (path.parent / target).resolve().parent == Path(store.list_runs()[-1]["path"]).resolve()
+    assert (path.parent / target).resolve().parent == Path(
+        store.list_runs(state="succeeded")[-1]["path"]
+    ).resolve()
 
 
 def test_hostile_text_is_text_in_markdown_too(store):
