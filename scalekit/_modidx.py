@@ -268,6 +268,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'scalekit.compare._note': ('compare.html#_note', 'scalekit/compare.py'),
                                   'scalekit.compare._plan_repeats': ('compare.html#_plan_repeats', 'scalekit/compare.py'),
                                   'scalekit.compare._say': ('compare.html#_say', 'scalekit/compare.py'),
+                                  'scalekit.compare._say_once': ('compare.html#_say_once', 'scalekit/compare.py'),
                                   'scalekit.compare._say_one': ('compare.html#_say_one', 'scalekit/compare.py'),
                                   'scalekit.compare._say_tie': ('compare.html#_say_tie', 'scalekit/compare.py'),
                                   'scalekit.compare._say_unknown': ('compare.html#_say_unknown', 'scalekit/compare.py'),

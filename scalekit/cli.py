@@ -125,11 +125,11 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _start_sweep(args: argparse.Namespace) -> Any:
+    from scalekit.bounds import parse_space
     from scalekit.budget import Budget
     from scalekit.engine import Limits
     from scalekit.runner import open_store
     from scalekit.signature import read_signature
-    from scalekit.space import parse_space
     from scalekit.sweepfile import read_sweepfile
     from scalekit.sweeps import run_sweep, show_progress
     from scalekit.trials import plan_sweep
@@ -234,6 +234,29 @@ def _diff(args: argparse.Namespace) -> int:
     return 0
 
 
+def _debug(args: argparse.Namespace) -> int:
+    from scalekit.kernels.debug import find_console, find_kernel, open_post_mortem, write_command
+    from scalekit.runner import open_store
+
+    bundle = open_store(args.store).open_run(args.run)
+    way = find_kernel(bundle.path)
+    if args.end:
+        way.end()
+        print(f"the kernel of run {bundle.run_id} has ended")
+        return 0
+    print(
+        f"{write_command(way)}\nIn it, %debug opens the frame that failed. When done: scalekit debug {args.run} --end"
+    )
+    if sys.stdin.isatty():
+        if console := find_console():
+            os.execv(console, [console, "--existing", str(way.file)])
+        print(
+            "jupyter-console is not installed, so this is Python's debugger; h shows its words, q leaves it"
+        )
+        open_post_mortem(way)
+    return 0
+
+
 def _stop(args: argparse.Namespace) -> int:
     from scalekit.execute import request_stop
     from scalekit.runner import open_store
@@ -302,6 +325,7 @@ _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "runs": ("list runs, newest first", _runs),
     "show": ("show one run: what was asked, what happened, its files", _show_run),
     "diff": ("put two runs side by side: parameters, code, metrics, outputs", _diff),
+    "debug": ("look into the kernel that a failed run has left behind", _debug),
     "stop": ("ask a run to stop and keep what it has", _stop),
     "doctor": ("look at this machine, and say what is missing", _doctor),
     "demo": ("sweep the training template over twelve trials", _demo),
@@ -345,14 +369,15 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     for option in ("state", "sweep", "notebook"):
         verbs["runs"].add_argument(f"--{option}", help=f"only runs of this {option}")
-    for name in ("show", "stop"):
+    verbs["debug"].add_argument("--end", action="store_true", help="end the kernel")
+    for name in ("show", "debug", "stop"):
         verbs[name].add_argument("run", metavar="RUN", help="its id, a part of it that is unique, or: latest")
     for name, what in (("first", "the run from before"), ("second", "the one to look at")):
         verbs["diff"].add_argument(name, metavar=name.upper(), help=f"{what}: as for show")
     verbs["diff"].add_argument("--html", metavar="FILE", help="write a page instead, with the images")
     for name in ("run", "sweep", "runs", "show", "diff", "doctor"):
         verbs[name].add_argument("--json", action="store_true", help="for machines")
-    for name in ("run", "sweep", "runs", "show", "diff", "stop", "index"):
+    for name in ("run", "sweep", "runs", "show", "diff", "debug", "stop", "index"):
         verbs[name].add_argument(
             "--store", metavar="FOLDER", help="of the runs; default: runs, or as scalekit.toml says"
         )

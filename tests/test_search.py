@@ -13,8 +13,9 @@ from scalekit.attempts import Attempt
 from scalekit.budget import Budget
 from scalekit.cli import main
 from scalekit.core import ScaleKitError
-from scalekit.search import Search, Study
+from scalekit.search import Search
 from scalekit.store import Store
+from scalekit.study import Study
 from scalekit.trials import SweepStopped, plan_sweep
 
 pytestmark = pytest.mark.usefixtures("place")

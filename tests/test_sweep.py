@@ -179,6 +179,7 @@ def test_a_secret_that_all_trials_share_is_in_no_file(place, sweep):
 
 def test_the_progress_counts_up_and_ends_with_all(notebook, sweep):
     seen = []
+    write_notebook(notebook, PARAMETERS, "import time; time.sleep(0.7)")
     sweep("train.ipynb", seed=[0])
     sweep(
         "train.ipynb", seed=[0, 1, 2, 3],

@@ -15,8 +15,9 @@ from sweep_faults import find_idle, have_ended, run_and_kill, write_faulty
 
 import scalekit as sk
 from scalekit.cli import main
-from scalekit.search import Search, Study
+from scalekit.search import Search
 from scalekit.store import Store
+from scalekit.study import Study
 
 pytestmark = pytest.mark.usefixtures("place")
 

@@ -22,8 +22,9 @@ from processes import MARK, list_marked
 from sweep_faults import find_idle, have_ended, run_and_kill, write_faulty
 
 import scalekit as sk
-from scalekit.search import Search, Study
+from scalekit.search import Search
 from scalekit.store import Store
+from scalekit.study import Study
 
 TEMPLATE = Path(__file__).parents[2] / "templates" / "train.ipynb"
 N_SLOTS = 2
