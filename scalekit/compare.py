@@ -152,9 +152,10 @@ def _say(compared: list[Compared], goal: Goal, test: str) -> str:
     best = next(one.setting for one in compared if one.verdict == "best")
     others = [one for one in compared if one.p is not None]
     contenders = [one for one in others if one.verdict == "contender"]
+    luck = f" {first.label} scored better, but ran once: that may be luck." if first is not best else ""
     if not contenders:
-        return _say_winner(best, others, goal, test)
-    return _say_tie(best, contenders, len(others))
+        return _say_winner(best, others, goal, test, len(compared)) + luck
+    return _say_tie(best, contenders, len(others)) + luck
 
 
 def _say_one(only: Setting, goal: Goal) -> str:
@@ -173,10 +174,11 @@ def _say_unknown(first: Setting, n: int, n_repeated: int) -> str:
     )
 
 
-def _say_winner(best: Setting, others: list[Compared], goal: Goal, test: str) -> str:
+def _say_winner(best: Setting, others: list[Compared], goal: Goal, test: str, n_settings: int) -> str:
     second = others[0].setting
     largest = max(one.p or 0.0 for one in others)
-    against = "the other setting" if len(others) == 1 else f"all {len(others)} other settings"
+    which = "" if n_settings == len(others) + 1 else " with repeats"
+    against = f"the other setting{which}" if len(others) == 1 else f"all {len(others)} other settings{which}"
     next_one = f"{show_value(second.mean)} of the next, {second.label}"
     means = f"mean {goal[1]} {show_value(best.mean)} against {next_one}"
     p = f"p = {largest:.2g}" if largest >= 1e-4 else "p < 0.0001"

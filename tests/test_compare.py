@@ -117,6 +117,8 @@ def test_a_setting_that_ran_once_is_not_compared_even_if_it_is_first():
         in comparison.notes
     )
     assert comparison.winner is None
+    assert comparison.verdict.startswith("lr=0 is better than the other setting with repeats: ")
+    assert comparison.verdict.endswith(" lr=2 scored better, but ran once: that may be luck.")
 
 
 def test_the_same_seed_twice_is_one_measurement():
