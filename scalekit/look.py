@@ -72,8 +72,6 @@ _PARTS = """
 .state.failed::before { border-radius: 0; transform: rotate(45deg); }
 .reason { margin: 1rem 0 0; padding-left: 1rem; border-left: 3px solid var(--bad); }
 .reason.pruned { border-color: var(--wait); }
-.verdict { font-size: 1.05em; max-width: none; }
-.verdict + .soft { margin-top: .4rem; }
 .plain td, .plain th { vertical-align: middle; }
 .plain .whisker { width: 40%; min-width: 12rem; padding: .15rem .8rem; }
 .plain svg { height: 26px; }
