@@ -75,10 +75,10 @@ Ask = Callable[[str], Any]  # Value of an expression in the kernel; it is plain 
 
 
 class Journal(Protocol):
-    "What the engine asks before a cell, and tells after it; positions count the cells that are to run"
+    "What the engine asks before a cell, and tells after it; a position counts the cells that are to run, an index all"
 
     def begin(self, ask: Ask, sources: list[str], cells: list[dict]) -> None: ...
-    def before(self, ask: Ask, position: int, cell: dict) -> dict[str, Any] | None: ...
+    def before(self, ask: Ask, position: int, index: int, cell: dict) -> dict[str, Any] | None: ...
     def after(self, ask: Ask, position: int, cell: dict, seconds: float) -> dict[str, Any]: ...
 
 # %% ../nbs/32d_engine.ipynb #cbe1e701
@@ -259,7 +259,7 @@ class Execution:
             return self._run_cell(index, cell)
         position, ask = self._positions[index], self._talk.evaluate
         try:
-            if (mark := self.journal.before(ask, position, cell)) is not None:
+            if (mark := self.journal.before(ask, position, index, cell)) is not None:
                 self._set_mark(index, cell, mark)
                 return "succeeded", None
             state, failure = self._run_cell(index, cell)

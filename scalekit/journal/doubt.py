@@ -16,7 +16,7 @@ from .watch import Watch
 
 # %% ../../nbs/31l_journal.doubt.ipynb #af54c1c7
 CHEAP = 1.0  # A cell that takes less runs again when in doubt [s]
-_HARMLESS = {"scalekit", "time", "matplotlib", "IPython", "builtins", "tqdm"}  # Calls into these leave nothing unseen
+_HARMLESS = {"scalekit", "time", "matplotlib", "IPython", "builtins", "io", "_io", "tqdm"}  # Calls into these leave nothing unseen
 
 
 def find_doubt(

@@ -9,8 +9,10 @@ __all__ = ['MAX_NODES', 'MAX_REACH', 'Encoder', 'find_reach', 'settle_nodes']
 import base64
 import copyreg
 import gc
+import logging
 import math
 import sys
+import weakref
 from collections.abc import Callable, Iterable
 from types import (
     BuiltinFunctionType,
@@ -139,13 +141,19 @@ def find_reach(
     found: dict[int, Any] = {}
     waiting = [value]
     while waiting and len(found) < MAX_REACH:
-        for inner in gc.get_referents(waiting.pop()):
+        for inner in _list_referents(waiting.pop()):
             if id(inner) not in found and inner is not names and not isinstance(inner, _ENDS):
                 found[id(inner)] = inner
                 waiting.append(inner)
     return found
 
 # %% ../../nbs/31c_journal.encode.ipynb #e7a70bd7
+def _list_referents(value: Any) -> list[Any]:
+    if isinstance(value, weakref.ReferenceType):
+        return [target] if (target := value()) is not None else []
+    return gc.get_referents(value)
+
+
 def _find_view(value: Any) -> Callable[[Any, Regions], Any] | None:
     "How to ask for the memory of an array or tensor, if it is one that has some"
     kind = type(value)
@@ -295,7 +303,7 @@ def _descriptor(encoder: Encoder, value: Any) -> list:
 
 # %% ../../nbs/31c_journal.encode.ipynb #e5f10692
 _REFUSED = ("matplotlib.", "tqdm.", "ipywidgets.", "IPython.", "distributed.", "asyncio.", "scalekit.", "concurrent.",
-            "multiprocessing.", "subprocess", "threading", "_thread", "queue", "weakref", "ctypes", "tempfile",
+            "multiprocessing.", "threading", "_thread", "queue", "weakref", "ctypes", "tempfile",
             "torch.utils.data.dataloader", "sqlite3", "sqlalchemy.", "requests.", "urllib3.", "http.")  # fmt: skip
 _KEPT = ("scalekit.values", "scalekit.forms")
 
@@ -304,6 +312,8 @@ def _object(encoder: Encoder, value: Any) -> list:
     kind = type(value)
     if kind.__module__.startswith(_REFUSED) and not kind.__module__.startswith(_KEPT):
         raise Unstorable(f"{kind.__module__}.{kind.__qualname__}")
+    if isinstance(value, logging.Logger) and (value.handlers or value.filters):
+        raise Unstorable("a logger with handlers")  # it would come back without them
     try:
         reduce = copyreg.dispatch_table.get(kind)
         parts = reduce(value) if reduce else value.__reduce_ex__(4)

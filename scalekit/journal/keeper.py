@@ -28,6 +28,7 @@ from scalekit.journal.ambient import (
 )
 from .doubt import find_doubt, find_reason_not_to_share
 from scalekit.journal.lookup import (
+    NOT_FINISHED,
     Prefix,
     Surroundings,
     describe_reads,
@@ -136,12 +137,14 @@ class Keeper:
 
     def _take_up(self, earlier: Records) -> None:
         "Plan what need not run, and let random numbers begin as they did then"
-        found, self.why = find_prefix(earlier, self.task.sources, self.environment, self.task.limit)
-        self.prefix = plan_prefix(found, self.readings[found[-1].last + 1 if found else 0 :])
         if (start := earlier.read("start")) is not None:
             self.restorer.apply([Stored(start, earlier, "start")])
             self._start = read_settings(RANDOM)
             self._look_around()
+        found, self.why = find_prefix(earlier, self.task.sources, self.environment, self.task.limit)
+        self.prefix = plan_prefix(found, self.readings[found[-1].last + 1 if found else 0 :])
+        for stored in found:  # if this run is broken off at once, the next one finds them all here
+            self._keep(stored, stored.first, stored.last)
 
     def _write_start(self) -> None:
         "Random numbers as they were before the first cell"
@@ -182,7 +185,6 @@ class Keeper:
         stored = self.prefix.find(position)
         if stored is not None and position not in self.prefix.again:
             self._pending.append(stored)
-            self._keep(stored, stored.first, position)
             return {"do": "restore", "why": "", "seconds": stored.record["seconds"]}
         try:
             self._flush()
@@ -263,7 +265,6 @@ class Keeper:
         except NotRestored as error:
             return {"kept": False, "why": str(error), "do": "again", "limit": stored.first}
         self._look()
-        self._keep(stored, stored.first, stored.last)
         return {"kept": True, "why": stored.record["again"], "bytes": 0}
 
     def _write_gap(self, first: int, last: int, seconds: float, why: str) -> dict[str, Any]:
@@ -286,7 +287,7 @@ class Keeper:
             lost={name: self._describe_lost(name) for name in sorted(lost)},
             mentions={name: sorted(self.entries[name].mentions) for name in sorted(written)},
             fingerprints={name: self.entries[name].fingerprint for name in sorted(written - lost)},
-            files=self._describe_files(readings, reached),
+            files=self._describe_files(readings, reached), written=sorted(filter(os.path.exists, self.watch.written)),
         )  # fmt: skip
         answer = self._write(record, {name: self.entries[name].value for name in sorted(written - lost)})
         if not self.task.cache or first != last or not answer["written"]:
@@ -318,21 +319,21 @@ class Keeper:
     def _describe(self, first: int, last: int, seconds: float, again: str | None, **told: Any) -> dict[str, Any]:
         empty = {name: {} for name in ("reads", "settings", "random", "lost", "mentions", "files", "fingerprints", "roots")}
         sources = [fingerprint_source(source) for source in self.task.sources[first : last + 1]]
-        return {**empty, "deleted": [], "nodes": [], **told, "first": first, "last": last, "sources": sources,
+        return {**empty, "deleted": [], "nodes": [], "written": [], **told, "first": first, "last": last, "sources": sources,
                 "seconds": seconds, "environment": self.environment, "again": again,
                 "modules": self.modules.find()}  # fmt: skip
 
     def _describe_lost(self, name: str) -> dict[str, Any]:
         group = [(member, self.entries[member]) for member in self.groups[name]]
         why = next(f"{member}: {entry.problem}" for member, entry in group if entry.problem)
-        handle = all(entry.handle or not entry.problem for _, entry in group)
+        handle = all(entry.handle for _, entry in group)
         return {"why": why, "handle": handle, "group": list(self.groups[name])}
 
     def _describe_files(self, readings: list[Reading], reached: set[str]) -> dict[str, Any]:
         texts = [text for reading in readings for text in reading.texts]
         values = [self.entries[name].value for name in reached if name in self.entries]
-        paths = self.watch.opened | self.watch.listed | self.watch.written
-        paths |= find_paths([*texts, *values], self.watch.ignored)
+        paths = find_paths([*texts, *values], self.watch.ignored) - self.watch.written
+        paths |= self.watch.opened | self.watch.listed
         return {path: describe_file(path) for path in sorted(paths)}
 
     def _share(self, position: int, record: dict[str, Any]) -> str:  # Path of the record there, without its ending
@@ -359,7 +360,8 @@ def begin(
 
     _keeper = Keeper(get_ipython(), Task(**json.loads(task)))
     prefix = _keeper.prefix
-    return json.dumps({"n_done": prefix.n_cells, "again": sorted(prefix.again), "why": _keeper.why})
+    whole = _keeper.why in ("", NOT_FINISHED)  # it ends only where the earlier run ended
+    return json.dumps({"n_done": prefix.n_cells, "again": sorted(prefix.again), "why": _keeper.why, "whole": whole})
 
 
 def before(position: int) -> str:  # JSON

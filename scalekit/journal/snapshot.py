@@ -35,7 +35,7 @@ class Entry:
 
 # %% ../../nbs/31i_journal.snapshot.ipynb #b8cc81bf
 _STEADY = (str, int, float, bool, complex, bytes, type(None), ModuleType, BuiltinFunctionType)
-_HANDLES = ("distributed.", "dask_cuda.", "scalekit.")
+_HANDLES = ("distributed.", "dask_cuda.", "scalekit.", "logging")
 _OWN_NAMES = re.compile(r"_|__|___|_i+|_i?\d+|In|Out|_[iod]h|_exit_code|__\w+__|exit|quit|get_ipython|open")
 
 

@@ -70,8 +70,11 @@ def _opened(watch: Watch, arguments: tuple) -> None:
     full = os.path.abspath(os.fsdecode(path))
     if not _is_own(full, watch.ignored):
         return
-    writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT)
-    (watch.written if writes else watch.opened).add(full)
+    how = flags & os.O_ACCMODE if isinstance(flags, int) else os.O_RDONLY
+    if how != os.O_RDONLY:
+        watch.written.add(full)
+    if how != os.O_WRONLY:
+        watch.opened.add(full)
 
 
 def _listed(watch: Watch, arguments: tuple) -> None:
