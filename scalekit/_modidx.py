@@ -322,6 +322,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'scalekit.controller.Controller._list_running': ( 'controller.html#controller._list_running',
                                                                                        'scalekit/controller.py'),
                                      'scalekit.controller.Controller._next': ('controller.html#controller._next', 'scalekit/controller.py'),
+                                     'scalekit.controller.Controller._note_busy': ( 'controller.html#controller._note_busy',
+                                                                                    'scalekit/controller.py'),
                                      'scalekit.controller.Controller._read': ('controller.html#controller._read', 'scalekit/controller.py'),
                                      'scalekit.controller.Controller._settle': ( 'controller.html#controller._settle',
                                                                                  'scalekit/controller.py'),

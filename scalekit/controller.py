@@ -82,6 +82,7 @@ class Controller:
         for attempt in self._adopted:
             assert attempt.bundle is not None
             self.on_way[str(attempt.bundle.path)] = attempt
+        self._note_busy()
         self._check_end(signalled)
         self._describe(progress)
         tell(progress)
@@ -163,8 +164,12 @@ class Controller:
     def _take_adopted(self, attempt: Attempt) -> tuple[Attempt, dict[str, Any]]:
         assert attempt.bundle is not None
         self._adopted = [other for other in self._adopted if other is not attempt]
+        self._note_busy()
         del self.on_way[str(attempt.bundle.path)]
         return attempt, attempt.bundle.summary()
+
+    def _note_busy(self) -> None:
+        self.placement.busy = {worker for attempt in self._adopted if (worker := _find_worker(attempt))}
 
     @property
     def _is_watched(self) -> bool:
@@ -240,6 +245,14 @@ def _is_going_on(bundle: Bundle) -> bool:
 
 def _has_ended(attempt: Attempt) -> bool:
     return attempt.bundle is not None and attempt.bundle.state in ENDED
+
+
+def _find_worker(attempt: Attempt) -> tuple[str, int] | None:
+    "Host and number of the process that carries a run out"
+    for event in attempt.bundle.events() if attempt.bundle else ():
+        if event["event"] == "state" and event["state"] == "running":
+            return str(event.get("host")), int(event.get("pid") or 0)
+    return None
 
 
 def _explain(bundle: Bundle, error: BaseException | None) -> str:

@@ -102,6 +102,7 @@ class Placement:
         shares: Sequence[tuple[str, ...]] = (),  # From `share_gpus`; with none, a worker's slot tells its GPU
     ) -> None:
         self.cluster, self.ahead, self.shares = cluster, ahead, list(shares)
+        self.busy: set[tuple[str, int]] = set()  # Processes of workers that do what a dead controller sent
         self._held: dict[str, tuple[str, ...]] = {}  # Share of an order, by its path
         self.running: dict[Any, RunOrder] = {}  # By future
         self._done: queue.SimpleQueue = queue.SimpleQueue()
@@ -126,7 +127,8 @@ class Placement:
         "Would another order help to keep the slots busy?"
         if self.shares:  # an order knows its GPUs, so none can wait at the cluster for whichever is free
             return len(self.running) < self.n_slots
-        return len(self.running) < self.n_slots + self.ahead
+        n_free = self.n_slots - sum(slot.process in self.busy for slot in self._slots.values())
+        return len(self.running) < n_free + (0 if self.busy else self.ahead)
 
     @property
     def gpu_use(self) -> float | None:  # Mean of the GPUs [%]
@@ -149,7 +151,10 @@ class Placement:
         "Send an order to the cluster"
         if self.shares:
             order = self._with_share(order)
-        future = self.cluster.client.submit(execute_in_slot, order, self._slots, pure=False, retries=0)
+        free = [slot.worker for slot in self._slots.values() if slot.process not in self.busy]
+        where = {"workers": free, "allow_other_workers": True} if self.busy else {}
+        client = self.cluster.client
+        future = client.submit(execute_in_slot, order, self._slots, pure=False, retries=0, **where)
         self.running[future] = order
         future.add_done_callback(self._done.put)
 

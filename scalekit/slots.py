@@ -25,6 +25,7 @@ class Slot:
     gpus: tuple[str, ...]  # Its words for CUDA_VISIBLE_DEVICES; empty where it owns no GPU
     uuids: tuple[str, ...]  # The same GPUs by their UUIDs
     threads: int  # Its share of the cores: threads for numpy and torch, at least 1
+    process: tuple[str, int] = ("", 0)  # Host and number of the worker's process
 
 # %% ../nbs/11d_slots.ipynb #0911c4c7
 def _describe_worker(dask_worker) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def _describe_worker(dask_worker) -> dict[str, Any]:
         "gpus": tuple(gpu.entry for gpu in owned),
         "uuids": tuple(gpu.uuid for gpu in owned),
         "host": os.uname().nodename,
+        "pid": os.getpid(),
         "cores": list_cores(),
         "n_cores": n_cores(),
         "n_slots": dask_worker.state.nthreads,
@@ -67,7 +69,9 @@ def make_slots(
             for other in workers.values()
             if other["host"] == worker["host"] and set(other["cores"]) & set(worker["cores"])
         )
-        slot = Slot(address, worker["gpus"], worker["uuids"], max(1, worker["n_cores"] // sharing))
+        threads = max(1, worker["n_cores"] // sharing)
+        process = worker["host"], worker.get("pid", 0)
+        slot = Slot(address, worker["gpus"], worker["uuids"], threads, process)
         slots += [slot] * worker["n_slots"]
     return slots
 
