@@ -102,6 +102,7 @@ def _print_run(row: dict[str, Any]) -> None:
     else:
         where = "" if row.get("cell") is None else f" in cell {row['cell']}"
         print(f"{row['run_id']} {row['state']}{where}: {row.get('error') or row.get('reason')}")
+        print(f"go on from there: scalekit run {row['notebook']} --resume {row['run_id']}")
     print(f"executed notebook: {notebook}")
 
 
@@ -211,9 +212,13 @@ def _show_run(args: argparse.Namespace) -> int:
     for name in ("notebook", "parameters", "profile", "sweep", "created", "started", "ended", "cost"):
         if row.get(name) not in (None, {}):
             print(f"{name + ':':<18} {_show(row[name])}")
+    if bundle.asked.get("resumed"):
+        print(f"{'goes on with:':<18} {bundle.asked['resumed']}")
     cells = [event for event in bundle.events() if event["event"] == "cell" and event["status"] != "running"]
-    shown = [{**cell, "memory": human_bytes(cell["memory"]) if "memory" in cell else ""} for cell in cells]
-    _print_table(shown, ["index", "status", "seconds", "cpu_seconds", "memory"])
+    shown = [{**cell, "memory": human_bytes(cell["memory"]) if "memory" in cell else "",
+              "saved": human_seconds(cell["saved_seconds"]) if "saved_seconds" in cell else ""} for cell in cells]  # fmt: skip
+    restored = ["saved", "from"] if any("from" in cell for cell in cells) else []
+    _print_table(shown, ["index", "status", "seconds", "cpu_seconds", "memory", *restored])
     for path in sorted(path for path in bundle.path.rglob("*") if path.is_file()):
         print(f"{human_bytes(path.stat().st_size):>10}  {_near(path)}")
     for problem in bundle.verify() if bundle.sealed else []:
@@ -244,14 +249,13 @@ def _debug(args: argparse.Namespace) -> int:
         way.end()
         print(f"the kernel of run {bundle.run_id} has ended")
         return 0
-    print(
-        f"{write_command(way)}\nIn it, %debug opens the frame that failed. When done: scalekit debug {args.run} --end"
-    )
+    print(write_command(way))
+    print(f"%debug opens the frame that failed there. To end the kernel: scalekit debug {args.run} --end")
     if sys.stdin.isatty():
         if console := find_console():
             os.execv(console, [console, "--existing", str(way.file)])
         print(
-            "jupyter-console is not installed, so this is Python's debugger; h shows its words, q leaves it"
+            "jupyter-console is not installed, so here is Python's debugger: h shows its words, q leaves it"
         )
         open_post_mortem(way)
     return 0
@@ -283,6 +287,26 @@ def _doctor(args: argparse.Namespace) -> int:
     return 0 if all(finding.fine for finding in findings) else 1
 
 
+def _gc(args: argparse.Namespace) -> int:
+    from scalekit.config import load_settings
+    from scalekit.runner import open_store
+    from scalekit.tidy import drop_least_useful, list_kept
+
+    store = open_store(args.store)
+    limit = load_settings().journal_limit if args.limit is None else args.limit
+    dropped = [] if args.dry_run else drop_least_useful(store, limit)
+    kept = list_kept(store)
+    rows = [{"folder": str(_near(one.folder)), "bytes": one.n_bytes, "saves_seconds": one.seconds} for one in kept]
+    if args.json:
+        _print_json({"kept": rows, "dropped": [str(one.folder) for one in dropped], "limit_gb": limit})
+        return 0
+    shown = [{**row, "size": human_bytes(row["bytes"]), "saves": human_seconds(row["saves_seconds"])} for row in rows]
+    _print_table(shown, ["folder", "size", "saves"])
+    total = human_bytes(sum(one.n_bytes for one in kept))
+    print(f"journals and shared results take {total} of {limit:g} GB; {len(dropped)} dropped now")
+    return 0
+
+
 def _index(args: argparse.Namespace) -> int:
     from scalekit.runner import open_store
 
@@ -312,6 +336,12 @@ def _seconds(text: str) -> float:
     return float(match[1]) * {"m": 60, "h": 3600}.get(match[2], 1)
 
 
+def _gigabytes(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        raise argparse.ArgumentTypeError(f"a size is a number of GB, as 20 or 0.5, got {text!r}")
+    return float(text)
+
+
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"a count is a whole number from 0 on, got {text!r}")
@@ -329,6 +359,7 @@ _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "stop": ("ask a run to stop and keep what it has", _stop),
     "doctor": ("look at this machine, and say what is missing", _doctor),
     "demo": ("sweep the training template over twelve trials", _demo),
+    "gc": ("list what journals of cells and shared results take, and drop what is too much", _gc),
     "index": ("make the index of runs anew from their bundles", _index),
 }
 
@@ -370,14 +401,16 @@ def _build_parser() -> argparse.ArgumentParser:
     for option in ("state", "sweep", "notebook"):
         verbs["runs"].add_argument(f"--{option}", help=f"only runs of this {option}")
     verbs["debug"].add_argument("--end", action="store_true", help="end the kernel")
+    verbs["gc"].add_argument("--limit", type=_gigabytes, metavar="GB", help="default: journal_limit in scalekit.toml")
+    verbs["gc"].add_argument("--dry-run", action="store_true", help="only list")
     for name in ("show", "debug", "stop"):
         verbs[name].add_argument("run", metavar="RUN", help="its id, a part of it that is unique, or: latest")
     for name, what in (("first", "the run from before"), ("second", "the one to look at")):
         verbs["diff"].add_argument(name, metavar=name.upper(), help=f"{what}: as for show")
     verbs["diff"].add_argument("--html", metavar="FILE", help="write a page instead, with the images")
-    for name in ("run", "sweep", "runs", "show", "diff", "doctor"):
+    for name in ("run", "sweep", "runs", "show", "diff", "doctor", "gc"):
         verbs[name].add_argument("--json", action="store_true", help="for machines")
-    for name in ("run", "sweep", "runs", "show", "diff", "debug", "stop", "index"):
+    for name in ("run", "sweep", "runs", "show", "diff", "debug", "stop", "index", "gc"):
         verbs[name].add_argument(
             "--store", metavar="FOLDER", help="of the runs; default: runs, or as scalekit.toml says"
         )
