@@ -10,8 +10,10 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from subprocess import DEVNULL
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +105,11 @@ class StockKernel:
         self.exit_code = code
         return code
 
+    def let_go(self) -> None:
+        "Leave the kernel alone from now on: `close` does nothing any more"
+        self._open = False
+        self._client.stop_channels()
+
     def close(self, grace: float = 0.0) -> int | None:
         "End the kernel and everything it has started; a second time does nothing"
         if self._open:
@@ -120,13 +127,19 @@ def start_stock_kernel(
     folder: str | os.PathLike,  # Working folder
     environment: dict[str, str],  # Its whole environment
     timeout: float = 60.0,  # For the kernel to answer [s]
+    on_start: Callable[[int], object] = lambda pid: None,  # Called before the kernel answers
+    **place: str,  # Of its sockets, for `KernelManager`; such a kernel outlives its starter
 ) -> StockKernel:
     "A kernel as Jupyter starts it; raises `UnknownKernel`, or `RuntimeError` if it does not answer"
     from jupyter_client.manager import KernelManager
 
-    manager = KernelManager(kernel_name=name)
+    manager = KernelManager(kernel_name=name, **place)
     arguments = ["--HistoryManager.hist_file=:memory:"] if is_own_kernel(name) else []
-    manager.start_kernel(cwd=str(folder), env=environment, extra_arguments=arguments)
+    # One that outlives this process must not hold its terminal.
+    apart: Any = {"independent": True, "stdout": DEVNULL, "stderr": DEVNULL} if place else {}
+    manager.start_kernel(cwd=str(folder), env=environment, extra_arguments=arguments, **apart)
+    provisioner: Any = manager.provisioner
+    on_start(provisioner.pid)
     client = manager.client()
     client.start_channels(stdin=False, hb=False)
     try:
