@@ -91,7 +91,7 @@ def test_only_its_owner_reaches_it(failed):
     own = {os.readlink(link) for link in Path(f"/proc/{failed.process.pid}/fd").iterdir()}
     rows = [line.split() for line in Path(f"/proc/{failed.process.pid}/net/tcp").read_text().splitlines()[1:]]
     open_to = [row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own]
-    assert set(open_to) <= {"0100007F"}  # debugpy waits on loopback; Jupyter's own five are files
+    assert set(open_to) <= {"0100007F"}  # ipykernel's own, for what forks print; Jupyter's five are files
 
 
 def test_the_seal_does_not_cover_the_way_to_it(failed, bundle):
@@ -110,12 +110,19 @@ def test_a_kernel_that_is_dead_can_not_be_kept(bundle):
     wait_until(lambda: find_way(bundle.path) is None)
 
 
-def test_a_run_that_is_killed_takes_its_kernel_along(bundle):
-    code = "import os, time\nfrom scalekit.kernels.choose import KernelOrder, open_kernel\n"
+def start_run(bundle, then):
+    "A process that opens a kernel which may be kept, does `then` with it and says so"
+    code = "import os, pathlib, sys, time\nfrom scalekit.kernels.choose import KernelOrder, open_kernel\n"
+    code += "from scalekit.kernels.kept import keep_kernel\n"
+    code += "bundle = pathlib.Path(os.environ['SCALEKIT_BUNDLE'])\n"
     code += "order = KernelOrder('python3', '/', dict(os.environ), keep=True)\n"
-    code += "with open_kernel(order): print('open', flush=True); time.sleep(60)"
+    code += f"with open_kernel(order) as (kernel, _):\n    print('open', flush=True)\n    {then}"
     environment = {**os.environ, "SCALEKIT_BUNDLE": str(bundle.path)}
-    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def test_a_run_that_is_killed_takes_its_kernel_along(bundle):
+    run = start_run(bundle, "time.sleep(60)")
     try:
         assert run.stdout.readline() == "open\n"
         way = find_way(bundle.path)
@@ -124,6 +131,13 @@ def test_a_run_that_is_killed_takes_its_kernel_along(bundle):
         run.kill()
         run.communicate()
     wait_until(lambda: is_gone(bundle, way))
+
+
+def test_a_kept_kernel_outlives_the_process_of_its_run(bundle):
+    run = start_run(bundle, "keep_kernel(kernel, bundle)")
+    assert (run.communicate()[0], run.returncode) == ("open\n", 0)
+    time.sleep(1.5)
+    assert find_kernel(bundle.path).is_alive
 
 
 @pytest.fixture
