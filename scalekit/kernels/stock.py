@@ -112,13 +112,14 @@ class StockKernel:
 
     def close(self, grace: float = 0.0) -> int | None:
         "End the kernel and everything it has started; a second time does nothing"
-        if self._open:
-            self._open = False
-            self._manager.shutdown_wait_time = grace
-            self._client.stop_channels()
-            self._manager.shutdown_kernel(now=not grace)
-            with suppress(ProcessLookupError, PermissionError):  # nothing is left of its group
-                os.killpg(self.pid, signal.SIGKILL)
+        if not self._open:
+            return self.wait(0)
+        self._open = False
+        self._manager.shutdown_wait_time = grace
+        self._client.stop_channels()
+        self._manager.shutdown_kernel(now=not grace)
+        with suppress(ProcessLookupError, PermissionError):  # nothing is left of its group
+            os.killpg(self.pid, signal.SIGKILL)
         return self.wait(1.0)
 
 # %% ../../nbs/30g_kernels.stock.ipynb #3428956f
