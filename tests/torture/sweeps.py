@@ -22,6 +22,7 @@ from processes import MARK, list_marked
 from sweep_faults import find_idle, have_ended, run_and_kill, write_faulty
 
 import scalekit as sk
+from scalekit.progress import SweepProgress
 from scalekit.search import Search
 from scalekit.store import Store
 from scalekit.study import Study
@@ -97,15 +98,16 @@ def faults() -> bool:
 
 
 def linear() -> bool:
-    "2,000 trivial trials"
+    "2,000 trivial trials; what the controller costs is CPU time, as a busy machine blurs the wall clock"
     with place() as folder:
         head = ("x: float = 0.0", "parameters")
         write_notebook(folder / "trivial.ipynb", head, "import scalekit as sk\nsk.record(score=x)")
         os.environ["SCALEKIT_PRELOAD"] = "json"
         n, moments = int(os.environ.get("TORTURE_TRIALS", 2000)), []
 
-        def note(progress: sk.Sweep) -> None:
-            moments.extend([time.monotonic()] * (progress.n_done - len(moments)))
+        def note(progress: SweepProgress) -> None:
+            now = time.monotonic(), time.process_time()
+            moments.extend([now] * (progress.n_done - len(moments)))
 
         start = time.monotonic()
         found = sk.sweep(
@@ -114,12 +116,13 @@ def linear() -> bool:
         )  # fmt: skip
         whole = time.monotonic() - start
         del os.environ["SCALEKIT_PRELOAD"]
-    first, last = moments[199] - moments[99], moments[-1] - moments[-101]
+    hundreds = [(moments[at + 99], moments[at - 1]) for at in (100, n - 100)]  # not the first: workers start
+    (first, first_cpu), (last, last_cpu) = ((b[0] - a[0], b[1] - a[1]) for b, a in hundreds)
     done = sum(row["state"] == "succeeded" for row in found.rows)
     return all([
         tell("trials", f"{done} in {whole:.0f} s, {done / whole:.1f} a second", done == n),
-        tell("second hundred [s]", f"{first:.1f}"),
-        tell("last hundred [s]", f"{last:.1f}", last < 1.3 * first),
+        tell("wall time of the second and the last hundred [s]", f"{first:.1f}, {last:.1f}"),
+        tell("the controller's CPU time [s]", f"{first_cpu:.2f}, {last_cpu:.2f}", last_cpu < 1.3 * first_cpu),
     ])  # fmt: skip
 
 
