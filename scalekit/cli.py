@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _run(args: argparse.Namespace) -> int:
         result = run(
             args.notebook, values, profile=args.profile, store=args.store, cell_timeout=args.cell_timeout,
             run_timeout=args.timeout, skip_tags=tuple(args.skip_tag), retries=args.retries, check=False,
-            resume=args.resume, cache=args.cache, on_event=tell,
+            resume=args.resume, cache=args.cache, keep_kernel=args.keep_kernel, on_event=tell,
         )  # fmt: skip
     _print_json(result.row) if args.json else _print_run(result.row)
     return 0 if result.state == "succeeded" else 1
@@ -150,6 +151,7 @@ def _start_sweep(args: argparse.Namespace) -> Any:
         pruner=args.prune or asked.get("pruner"), seed=args.seed,
         budget=Budget(args.max_hours, args.max_gpu_hours, args.max_cost), gpus_per_trial=args.gpus_per_trial,
     )  # fmt: skip
+    plan = replace(plan, cache=args.cache)
     with show_progress() as tell:
         return run_sweep(plan, args.profile, args.workers, open_store(args.store), tell)
 
@@ -182,6 +184,10 @@ def _print_sweep(sweep: Any, as_json: bool) -> None:
     _print_table(rows, [*names[0], *names[1], "state", "seconds", "run_id"])
     for row in (row for row in sweep.rows if row["state"] not in ("succeeded", "pruned")):
         print(f"{row['run_id']} {row['state']}: {row.get('error') or row.get('reason')}")
+    if sweep.goals and sweep.rows:
+        from scalekit.compare import compare_groups
+
+        print(compare_groups(sweep.rows, sweep.goals if len(sweep.goals) > 1 else sweep.goals[0]))
     if sweep.best:
         print(f"best: {_near(sweep.best.notebook)}")
     print(f"page: {_near(sweep.page)}")
@@ -215,9 +221,9 @@ def _show_run(args: argparse.Namespace) -> int:
     if bundle.asked.get("resumed"):
         print(f"{'goes on with:':<18} {bundle.asked['resumed']}")
     cells = [event for event in bundle.events() if event["event"] == "cell" and event["status"] != "running"]
-    shown = [{**cell, "memory": human_bytes(cell["memory"]) if "memory" in cell else "",
-              "saved": human_seconds(cell["saved_seconds"]) if "saved_seconds" in cell else ""} for cell in cells]  # fmt: skip
-    restored = ["saved", "from"] if any("from" in cell for cell in cells) else []
+    units = {"memory": human_bytes, "saved_seconds": human_seconds}
+    shown = [cell | {name: say(cell[name]) for name, say in units.items() if name in cell} for cell in cells]
+    restored = ["saved_seconds", "from"] if any("from" in cell for cell in cells) else []
     _print_table(shown, ["index", "status", "seconds", "cpu_seconds", "memory", *restored])
     for path in sorted(path for path in bundle.path.rglob("*") if path.is_file()):
         print(f"{human_bytes(path.stat().st_size):>10}  {_near(path)}")
@@ -296,11 +302,16 @@ def _gc(args: argparse.Namespace) -> int:
     limit = load_settings().journal_limit if args.limit is None else args.limit
     dropped = [] if args.dry_run else drop_least_useful(store, limit)
     kept = list_kept(store)
-    rows = [{"folder": str(_near(one.folder)), "bytes": one.n_bytes, "saves_seconds": one.seconds} for one in kept]
+    rows: list[dict[str, Any]] = [
+        {"folder": str(_near(one.folder)), "bytes": one.n_bytes, "saves_seconds": one.seconds} for one in kept
+    ]
     if args.json:
         _print_json({"kept": rows, "dropped": [str(one.folder) for one in dropped], "limit_gb": limit})
         return 0
-    shown = [{**row, "size": human_bytes(row["bytes"]), "saves": human_seconds(row["saves_seconds"])} for row in rows]
+    shown = [
+        {**row, "size": human_bytes(one.n_bytes), "saves": human_seconds(one.seconds)}
+        for row, one in zip(rows, kept, strict=True)
+    ]
     _print_table(shown, ["folder", "size", "saves"])
     total = human_bytes(sum(one.n_bytes for one in kept))
     print(f"journals and shared results take {total} of {limit:g} GB; {len(dropped)} dropped now")
@@ -380,6 +391,9 @@ def _build_parser() -> argparse.ArgumentParser:
     verbs["run"].add_argument(
         "--skip-tag", action="append", default=[], metavar="TAG", help="leave out cells with this tag"
     )
+    verbs["run"].add_argument(
+        "--keep-kernel", action="store_true", help="after a failure keep the kernel for scalekit debug"
+    )
     verbs["run"].add_argument("--resume", metavar="RUN", help="go on with a run that was broken off")
     verbs["run"].add_argument(
         "--describe", action="store_true", help="show the notebook's parameters and stop"
@@ -401,7 +415,9 @@ def _build_parser() -> argparse.ArgumentParser:
     for option in ("state", "sweep", "notebook"):
         verbs["runs"].add_argument(f"--{option}", help=f"only runs of this {option}")
     verbs["debug"].add_argument("--end", action="store_true", help="end the kernel")
-    verbs["gc"].add_argument("--limit", type=_gigabytes, metavar="GB", help="default: journal_limit in scalekit.toml")
+    verbs["gc"].add_argument(
+        "--limit", type=_gigabytes, metavar="GB", help="default: journal_limit in scalekit.toml"
+    )
     verbs["gc"].add_argument("--dry-run", action="store_true", help="only list")
     for name in ("show", "debug", "stop"):
         verbs[name].add_argument("run", metavar="RUN", help="its id, a part of it that is unique, or: latest")

@@ -147,8 +147,13 @@ class Controller:
         if attempt.bundle is None:
             about = {"sweep": self.plan.sweep_id, "trial": attempt.number,
                      "attempt": 1 + attempt.n_failed + attempt.n_lost}  # fmt: skip
+            if attempt.previous is not None:
+                about["resumed"] = attempt.previous.run_id
             attempt.bundle = queue_run(attempt.plan, self.store, self.profile, self.owner, **about)
-        order = make_order(attempt.plan, attempt.bundle, self.settings, threads=1)
+        order = make_order(
+            attempt.plan, attempt.bundle, self.settings, threads=1, earlier=attempt.previous,
+            cache=self.plan.cache,
+        )  # fmt: skip
         self.on_way[order.path] = attempt
         self.placement.submit(order)
 

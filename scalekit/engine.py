@@ -75,7 +75,7 @@ Ask = Callable[[str], Any]  # Value of an expression in the kernel; it is plain 
 
 
 class Journal(Protocol):
-    "What the engine asks before a cell, and tells after it; a position counts the cells that are to run, an index all"
+    "What the engine asks before a cell and tells after it; a position counts cells to run, an index all"
 
     def begin(self, ask: Ask, sources: list[str], cells: list[dict]) -> None: ...
     def before(self, ask: Ask, position: int, index: int, cell: dict) -> dict[str, Any] | None: ...
@@ -134,8 +134,9 @@ class _Talk:
         return reply
 
     def evaluate(self, expression: str) -> Any:
-        "Value of an expression, which is plain data; raises `_Stopped`, or `RuntimeError` with what the kernel says"
-        silent = {**_EXECUTE, "silent": True, "store_history": False, "user_expressions": {"value": expression}}
+        "Value of an expression that is plain data; raises `_Stopped`, or `RuntimeError` as the kernel says"
+        silent = {**_EXECUTE, "silent": True, "store_history": False}
+        silent["user_expressions"] = {"value": expression}
         reply = self.ask(_request("execute", code="", **silent), 0, None)
         answer = reply["content"]["user_expressions"]["value"]
         if answer["status"] != "ok":

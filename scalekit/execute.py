@@ -24,6 +24,8 @@ from .core import ScaleKitError, write_atomic
 from .engine import Execution, Limits, Outcome
 from .events import StoreError, promise
 from .kernels.choose import KernelOrder, open_kernel
+from .kernels.kept import keep_kernel
+from .kernels.stock import StockKernel
 from .live import LiveNotebook, NotSaved, recover_notebook
 from .notebook import mark_failure, mark_pending, read_notebook, save_notebook, settle_cells
 from .resume import CellJournal, StartAgain
@@ -52,6 +54,7 @@ class RunOrder:
     journal: bool = True  # Keep what cells make, for a run that goes on with this one
     earlier: str | None = None  # Bundle of a run to go on with
     cache: str | None = None  # Folder of results of cells that runs share
+    keep_kernel: bool = False  # After a failure, for somebody to look into
 
 # %% ../nbs/33a_execute.ipynb #854ed042
 STOP = "stop"
@@ -162,17 +165,22 @@ def _run_cells(
         on_event(event, **fields)
 
     environment = {**os.environ, **order.environment, "SCALEKIT_BUNDLE": str(bundle.path)}
-    wanted = KernelOrder(order.kernel, order.folder, environment, order.threads, order.preload, order.linger)
-    limit = sys.maxsize
+    wanted = KernelOrder(
+        order.kernel, order.folder, environment, order.threads, order.preload, order.linger,
+        keep=order.keep_kernel,
+    )
+    grace, limit = order.limits.grace, sys.maxsize
     while True:
         journal = _make_journal(bundle, order, tell, limit)
-        with open_kernel(wanted, order.limits.grace, lambda note: tell("note", text=note)) as (kernel, crash_report):
+        with open_kernel(wanted, grace, lambda note: tell("note", text=note)) as (kernel, crash_report):
             tell("kernel", kind=kernel.kind, pid=kernel.pid)
             try:
                 outcome = Execution(
                     live.notebook, kernel, live, order.limits, on_event=tell, crash_report=crash_report,
                     find_stop=find_stop, real_sources=_real_sources(live.notebook, order), journal=journal,
                 ).run()  # fmt: skip
+                if order.keep_kernel and outcome.state == "failed":
+                    _keep(kernel, bundle, tell)
             except StartAgain as again:
                 limit = min(again.limit, limit - 1)
                 tell("note", text=f"what was done is taken up to cell {limit} only: {again}")
@@ -183,7 +191,14 @@ def _run_cells(
         return outcome
 
 
-def _make_journal(bundle: Bundle, order: RunOrder, tell: Callable[..., None], limit: int) -> CellJournal | None:
+def _keep(kernel: Any, bundle: Bundle, tell: Callable[..., None]) -> None:
+    if isinstance(kernel, StockKernel) and keep_kernel(kernel, bundle.path):
+        tell("kept", pid=kernel.pid)
+
+
+def _make_journal(
+    bundle: Bundle, order: RunOrder, tell: Callable[..., None], limit: int
+) -> CellJournal | None:
     if not order.journal or order.secrets:  # a secret may be in any value
         return None
     earlier = Bundle(order.earlier) if order.earlier else None
@@ -211,7 +226,7 @@ def _describe(outcome: Outcome, secrets: tuple[str, ...]) -> dict[str, Any]:
     told: dict[str, Any] = {"n_cells": outcome.n_cells, "n_run": outcome.n_run, "seconds": outcome.seconds}
     if outcome.failure is not None:
         told["cell"] = outcome.failure.index
-        told["error"] = redact(str(outcome.failure), secrets)
+        told["error"] = redact(str(outcome.failure), secrets).encode(errors="replace").decode()
     return told
 
 # %% ../nbs/33a_execute.ipynb #54e22dda

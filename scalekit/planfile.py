@@ -43,7 +43,7 @@ def _describe_plan(plan: SweepPlan, folder: Path) -> dict[str, Any]:
         "sweep_id": plan.sweep_id, "notebook": plan.base.path.name, "notebook_sha256": plan.base.sha256,
         "path": os.path.relpath(plan.base.path, folder), "goal": goal, "n_trials": plan.n_trials,
         "retries": plan.retries, "limits": asdict(plan.base.limits), "budget": asdict(plan.budget),
-        "gpus_per_trial": plan.gpus_per_trial,
+        "gpus_per_trial": plan.gpus_per_trial, "cache": plan.cache,
     }  # fmt: skip
     if plan.search is None:
         return asked | {"trials": [trial.parameters for trial in plan.trials.values()]}
@@ -71,7 +71,8 @@ def load_plan(
             f"sweep {folder.name} can't go on: {path} was changed since. Put the old one back, "
             "or start a new sweep of the new one"
         )
-    return replace(plan, sweep_id=asked["sweep_id"], budget=Budget(**asked["budget"])), asked["place"]
+    same = {"sweep_id": asked["sweep_id"], "budget": Budget(**asked["budget"]), "cache": asked["cache"]}
+    return replace(plan, **same), asked["place"]
 
 # %% ../nbs/34l_planfile.ipynb #710283f9
 def _read_asked(folder: Path) -> dict[str, Any]:

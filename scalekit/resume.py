@@ -54,13 +54,15 @@ def read_past(
     bundle: Bundle,  # Of a run that has ended
     skip_tags: tuple[str, ...] = (),  # As for `Limits`
 ) -> list[PastCell]:  # By position
-    "What the cells of an earlier run have shown and logged, and of cells that it did not reach, the run before it"
+    "What the cells of an earlier run have shown and logged; of cells it did not reach, the run before it"
     try:
         notebook = read_notebook(bundle.notebook)
     except BadNotebook:
         return []
     cells = [cell for cell in notebook["cells"] if "scalekit-error" not in find_tags(cell)]
-    runnable = {id(cell) for cell in list_code_cells({"cells": cells}) if not set(skip_tags) & set(find_tags(cell))}
+    runnable = {
+        id(cell) for cell in list_code_cells({"cells": cells}) if not set(skip_tags) & set(find_tags(cell))
+    }
     by_index = _split_events(bundle.events())
     past = [PastCell(cell, by_index.get(i, [])) for i, cell in enumerate(cells) if id(cell) in runnable]
     before = bundle.path.with_name(bundle.asked.get("resumed") or "no run before")
@@ -109,17 +111,22 @@ class CellJournal:
     limit: int = sys.maxsize  # Cells that may be taken from the earlier run
     n_restored: int = 0
     _past: list[PastCell] = field(default_factory=list)  # By position
-    _held: list[tuple[int, list[dict]]] = field(default_factory=list)  # Events of cells by index, to carry over
+    _held: list[tuple[int, list[dict]]] = field(
+        default_factory=list
+    )  # Events of cells by index, to carry over
     _off: bool = False
     _stopped: int = -1  # Position of the cell that goes on from its last checkpoint
-    _untold: tuple[int, float] | None = None  # First cell that the kernel's part was not told of, and time since
+    _untold: tuple[int, float] | None = (
+        None  # First cell that the kernel's part was not told of, and time since
+    )
 
     def begin(self, ask: Ask, sources: list[str], cells: list[dict]) -> None:
         "Start the kernel's part"
         task = Task(
             str(self.bundle.path / CELLS), str(self.bundle.path.parent), sources,
             [position for position, cell in enumerate(cells) if NO_CACHE in find_tags(cell)],
-            str(self.earlier.path / CELLS) if self.earlier else None, str(self.cache) if self.cache else None, self.limit,
+            str(self.earlier.path / CELLS) if self.earlier else None,
+            str(self.cache) if self.cache else None, self.limit,
         )  # fmt: skip
         answer = self._ask(ask, f"begin({json.dumps(asdict(task))!r})")
         if answer is None:
@@ -196,7 +203,9 @@ class CellJournal:
         self._untold = None
         events = self._own_events() if self.cache else []
         share = not any(event.get("files") or event["event"] == "artifact" for event in events)
-        answer = self._ask(ask, f"after({first}, {position}, {total + seconds!r}, {share})") or {"kept": False}
+        answer = self._ask(ask, f"after({first}, {position}, {total + seconds!r}, {share})") or {
+            "kept": False
+        }
         if answer.get("do") == "again":
             raise StartAgain(answer["limit"], answer["why"])
         if (path := answer.pop("shared", None)) is not None:
@@ -208,8 +217,8 @@ class CellJournal:
     def _own_events(self) -> list[dict[str, Any]]:
         "What the cell that has just run has logged"
         events = self.bundle.events()
-        start = max((i for i, event in enumerate(events) if event["event"] == "cell" and event["status"] == "running"),
-                    default=0)  # fmt: skip
+        begun = [i for i, event in enumerate(events) if event.get("status") == "running"]
+        start = begun[-1] if begun else 0
         return [event for event in events[start:] if event["event"] in _CARRIED]
 
 # %% ../nbs/32f_resume.ipynb #284a18ea

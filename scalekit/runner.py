@@ -120,6 +120,7 @@ def make_order(
     threads: int,  # For numerical libraries
     earlier: Bundle | None = None,  # Run to go on with
     cache: bool = False,  # Take results of cells from other runs, and leave them for others
+    keep_kernel: bool = False,  # After a failure, for somebody to look into
 ) -> RunOrder:
     "What the one who carries the run out must know"
     secrets = tuple(secret_texts(plan.values))
@@ -128,7 +129,7 @@ def make_order(
         threads=threads,
         preload=settings.warm_modules, linger=settings.linger, limits=plan.limits, secrets=secrets,
         journal=settings.journal, earlier=str(earlier.path) if earlier else None,
-        cache=str(bundle.path.parent / CACHE) if cache else None,
+        cache=str(bundle.path.parent / CACHE) if cache else None, keep_kernel=keep_kernel,
         parameters_source=_write_source(plan.values, reveal=True) if secrets else None,
     )  # fmt: skip
 
@@ -222,6 +223,7 @@ def run(
     retries: int = 0,  # How often to start again after a failure, at the cell that failed
     resume: str | None = None,  # Id of a run to go on with; what is not said here is as there
     cache: bool = False,  # Take results of cells from other runs of the store, and leave them for others
+    keep_kernel: bool = False,  # After a failure keep the kernel: `scalekit debug RUN` looks into it
     check: bool = True,  # Raise `RunFailed` unless the run succeeds
     on_event: Callable[..., None] = lambda event, **fields: None,  # Told about each cell of a run here
     **more: Any,  # Parameters
@@ -241,7 +243,9 @@ def run(
         for attempt in range(1 + retries):
             about = {"resumed": earlier.run_id} if earlier else {}
             bundle = queue_run(plan, bundles, place, owner, attempt=attempt + 1, **about)
-            make = partial(make_order, plan, bundle, settings, earlier=earlier, cache=cache)
+            make = partial(
+                make_order, plan, bundle, settings, earlier=earlier, cache=cache, keep_kernel=keep_kernel
+            )
             result = Run(do(bundle, make, settings, on_event), bundle)
             bundles.index(bundle)
             if result.state != "failed":
@@ -263,10 +267,12 @@ def find_earlier(
     end_lost_runs(store)
     bundle = store.open_run(run)
     if bundle.state in ("queued", "running"):
-        raise ScaleKitError(f"run {bundle.run_id} is {bundle.state}. End it first: scalekit stop {bundle.run_id}")
+        way = f"scalekit stop {bundle.run_id}"
+        raise ScaleKitError(f"run {bundle.run_id} is {bundle.state}. End it first: {way}")
     if Path(bundle.asked["notebook"]).name != Path(notebook).name:
         raise ScaleKitError(
-            f"run {bundle.run_id} is of {bundle.asked['notebook']}, and {Path(notebook).name} can't go on with it"
+            f"run {bundle.run_id} is of {bundle.asked['notebook']}, and {Path(notebook).name} "
+            "can't go on with it. Name a run of this notebook: scalekit runs"
         )
     return bundle
 
@@ -283,8 +289,9 @@ def _run_here(
 
 
 def _run_there(
-    profile: str, bundle: Bundle, make: Callable[..., RunOrder], settings: Settings, on_event: Callable[..., None]
-) -> dict[str, Any]:
+    profile: str, bundle: Bundle, make: Callable[..., RunOrder], settings: Settings,
+    on_event: Callable[..., None],
+) -> dict[str, Any]:  # fmt: skip
     from scalekit.cluster import open_cluster
 
     started_elsewhere = settings.get_profile(profile).address

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .attempts import GridTrials, SearchTrials, Trials
+from .book import write_sweep_report
 from .budget import Budget, Meter
 from .cluster import Cluster, open_cluster
 from .config import Settings, load_settings
@@ -25,7 +26,6 @@ from .engine import Limits
 from .events import StoreError, promise
 from .execute import catch_signals, end_lost_runs
 from .kernels.client import NoWarmKernel, hold_server
-from .page import write_sweep_page
 from .place import BadShare, Placement, SchedulerLost, share_gpus, silence_dask
 from .planfile import find_sweep, load_plan, write_plan
 from .profile import Profile
@@ -34,6 +34,7 @@ from .ranking import order_rows
 from .space import Bell, Choice, FromSignature, Range
 from .store import Store
 from .study import Study
+from .tidy import keep_to_limit
 from .trials import Sweep, SweepPlan, SweepStopped, plan_sweep
 from .workers import ClusterError
 
@@ -57,7 +58,7 @@ def _claim(folder: Path, sweep_id: str) -> Iterator[None]:
 def _keep_warm(settings: Settings) -> Iterator[None]:
     with ExitStack() as stack:
         with suppress(NoWarmKernel):  # each run says in its own events why its kernel is a normal one
-            stack.enter_context(hold_server(settings.preload, settings.linger))
+            stack.enter_context(hold_server(settings.warm_modules, settings.linger))
         yield
 
 # %% ../nbs/34m_sweeps.ipynb #4b7beba5
@@ -93,6 +94,7 @@ def run_sweep(
                 end_lost_runs(bundles)
         notes = tuple(filter(None, (limit, *trials.find_notes())))
         sweep = Sweep(plan.sweep_id, _list_trials(plan, bundles), plan.goals, folder / "index.html", notes)
+        keep_to_limit(bundles, settings.journal_limit)
         try:
             _write_page(plan, sweep)
         except StoreError as error:
@@ -213,7 +215,7 @@ def _list_trials(plan: SweepPlan, store: Store) -> list[dict[str, Any]]:
 def _write_page(plan: SweepPlan, sweep: Sweep) -> None:
     goal: Any = plan.goals[0] if len(plan.goals) == 1 else plan.goals or None
     about = {"notebook": plan.base.path.name if plan.base else "", "trials": len(sweep.rows)}
-    write_sweep_page(sweep.page, f"Sweep {plan.sweep_id}", sweep.rows, goal, about)
+    write_sweep_report(sweep.page, f"Sweep {plan.sweep_id}", sweep.rows, goal, about)
 
 # %% ../nbs/34m_sweeps.ipynb #cc92b3d3
 def sweep(
@@ -237,6 +239,7 @@ def sweep(
     run_timeout: float | None = None,  # Longest time for one trial [s]
     retries: int = 0,  # How often a failed trial starts again
     fresh: bool = False,  # Do every trial of a grid, also those that have succeeded before
+    cache: bool = False,  # Cells that don't depend on what is swept run once
     on_progress: Callable[[SweepProgress], None] | None = None,  # Default: a live table
     **more: Any,  # Values or spaces by parameter
 ) -> Sweep:
@@ -247,7 +250,7 @@ def sweep(
         n_trials=n_trials, sampler=sampler, pruner=pruner, seed=search_seed,
         budget=Budget(max_hours, max_gpu_hours, max_cost), gpus_per_trial=gpus_per_trial,
     )  # fmt: skip
-    settings = load_settings()
+    plan, settings = replace(plan, cache=cache), load_settings()
     with show_progress(on_progress) as tell:
         return run_sweep(plan, profile, n_workers, Store(store or settings.store, settings.folder), tell)
 

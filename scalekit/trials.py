@@ -83,6 +83,7 @@ class SweepPlan:
     most: int | None = None  # Trials of a search; `None`: until the budget is used up
     budget: Budget = field(default_factory=Budget)
     gpus_per_trial: float | None = None
+    cache: bool = False  # Cells that don't depend on what is swept run once
 
     @property
     def n_trials(self) -> int | None:

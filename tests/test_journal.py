@@ -1,7 +1,6 @@
 """Runs that are broken off and go on; results of cells that runs share."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -47,7 +46,11 @@ def test_a_mended_cell_is_the_first_that_runs(folder, every_cell):
 
 
 def test_what_restored_cells_have_logged_belongs_to_the_new_run(folder, every_cell):
-    cells = ["import scalekit as sk", "for i in range(3): sk.log(loss=1 / (i + 1), step=i)\nsk.record(n=3)\nsk.artifact('it', name='a.txt')"]
+    cells = [
+        "import scalekit as sk",
+        "for i in range(3): sk.log(loss=1 / (i + 1), step=i)",
+        "sk.record(n=3)\nsk.artifact('it', name='a.txt')",
+    ]
     broken = play(folder, *cells, "1 / 0")
     resumed = play(folder, *cells, "x = 1", resume=broken.run_id)
     assert resumed.bundle.curves() == broken.bundle.curves() and resumed.bundle.records() == {"n": 3}
@@ -63,7 +66,11 @@ def test_parameters_are_those_of_the_earlier_run_unless_said(folder, every_cell)
 
 
 def test_a_retry_goes_on_at_the_cell_that_failed(folder, every_cell):
-    cells = ["open('count.txt', 'a').write('first ')", "import os\nopen('count.txt', 'a').write('second ')\nif not os.path.exists('tried'):\n    open('tried', 'w').close(); 1 / 0"]
+    cells = [
+        "open('count.txt', 'a').write('first ')",
+        "import os\nopen('count.txt', 'a').write('second ')\n"
+        "if not os.path.exists('tried'):\n    open('tried', 'w').close(); 1 / 0",
+    ]
     run = play(folder, *cells, retries=1)
     assert run.state == "succeeded" and Path("count.txt").read_text() == "first second second "
 
@@ -161,7 +168,11 @@ def test_a_cell_can_stay_out_of_the_cache(folder, every_cell):
 
 
 def test_files_that_libraries_read_by_themselves_count(folder, every_cell):
-    cells = ["import pyarrow.parquet as pq\npath = 'data.parquet'", "table = pq.read_table(path).to_pydict()", "import scalekit as sk; sk.record(table=table)"]
+    cells = [
+        "import pyarrow.parquet as pq\npath = 'data.parquet'",
+        "table = pq.read_table(path).to_pydict()",
+        "import scalekit as sk; sk.record(table=table)",
+    ]
     import pandas as pd
 
     for values in ([1], [2]):

@@ -17,7 +17,9 @@ def each_cell_is_worth_keeping(monkeypatch):
 
 
 def finish(folder, cells, **options):
-    notebook = write_notebook(folder / "case.ipynb", *cells, "import scalekit as sk\nsk.record(result=repr(result))")
+    notebook = write_notebook(
+        folder / "case.ipynb", *cells, "import scalekit as sk\nsk.record(result=repr(result))"
+    )
     return sk.run(notebook, store=folder / "runs", **options)
 
 

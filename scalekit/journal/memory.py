@@ -110,7 +110,13 @@ def view_tensor(
 
     if tensor.grad_fn is not None:
         raise Unstorable("a tensor with a history of gradients")
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_conj() or tensor.is_neg():
+    if (
+        tensor.layout != torch.strided
+        or tensor.is_quantized
+        or tensor.is_meta
+        or tensor.is_conj()
+        or tensor.is_neg()
+    ):
         raise Unstorable(f"a tensor of layout {tensor.layout}")
     storage = tensor.untyped_storage()
     described = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), list(tensor.stride()),

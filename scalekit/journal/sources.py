@@ -52,11 +52,12 @@ class Cells:
 
     def locate(self, code: CodeType) -> Place:
         "Place of a function's code; raises `Unstorable`"
-        if (cell := self._find_cell(code.co_filename)) is None:
+        if (cell := self.find_cell(code.co_filename)) is None:
             raise Unstorable(f"function {code.co_qualname} is not written in a cell")
         return _place(cell, code)
 
-    def _find_cell(self, file: str) -> str | None:
+    def find_cell(self, file: str) -> str | None:
+        "Which cell a file name stands for"
         if file not in self._files and len(self._files) < len(self.sources):
             known = set(self._files.values())
             names = {cell: source for cell, source in self.sources.items() if cell not in known}

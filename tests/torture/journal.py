@@ -1,3 +1,4 @@
+# ruff: noqa: E501  # cells of notebooks are as long as they are
 """Kill runs at random moments, and change what they depend on: `python tests/torture/journal.py [KILLS [MUTATIONS]]`
 
 A run that is killed and resumed, as often as it takes, must end with the very bits of an unbroken run, and no cell
@@ -63,7 +64,9 @@ def newest(folder: Path) -> Bundle:
     return Bundle(max(path for path in (folder / "runs").iterdir() if path.name[:2] == "20"))
 
 
-def kill_somewhere(process: subprocess.Popen, folder: Path, n_runs: int, after: float, chance: random.Random) -> bool:
+def kill_somewhere(
+    process: subprocess.Popen, folder: Path, n_runs: int, after: float, chance: random.Random
+) -> bool:
     "SIGKILL the run, or only its kernel, some time after its bundle has come to be; false if it ended before"
     while process.poll() is None and len(list((folder / "runs").glob("20*"))) <= n_runs:
         time.sleep(0.01)
@@ -110,7 +113,11 @@ def torture_by_kills(n_kills: int, seed: int = 0) -> Iterator[str]:
                 before = Counter(map(int, notes.read_text().split())) if notes.exists() else Counter()
                 kept = kept_cells(newest(folder)) if words else set()
                 process = start_run(folder, notes, *words)
-                killed = kill_somewhere(process, folder, n_runs, chance.uniform(0.1, 3.5), chance) if n_done < n_kills else False
+                killed = (
+                    kill_somewhere(process, folder, n_runs, chance.uniform(0.1, 3.5), chance)
+                    if n_done < n_kills
+                    else False
+                )
                 process.wait()
                 now = Counter(map(int, notes.read_text().split())) if notes.exists() else Counter()
                 twice = {cell: n for cell, n in (now - before).items() if cell in kept & PATIENT}
@@ -154,7 +161,9 @@ def prepare(folder: Path) -> None:
 
 def mutate(folder: Path, book: list, chance: random.Random, number: int) -> tuple[list, dict]:
     "Change one thing; returns the notebook's cells and parameters of the resumed run"
-    kind = chance.choice(["cell", "parameter", "file", "module", "environment", "part", "default", "function", "class"])
+    kind = chance.choice(
+        ["cell", "parameter", "file", "module", "environment", "part", "default", "function", "class"]
+    )
     cells = [list(cell) if isinstance(cell, tuple) else [cell] for cell in book]
     parameters: dict = {}
     if kind == "cell":
@@ -190,7 +199,9 @@ def torture_by_mutations(n_mutations: int, seed: int = 0) -> Iterator[str]:
             prepare(folder)
             cached = chance.random() < 0.3
             cells = [*BOOK[:-1], "1 / 0"]
-            broken = sk.run(write_notebook(folder / "book.ipynb", *cells), check=False, store="runs", cache=cached)
+            broken = sk.run(
+                write_notebook(folder / "book.ipynb", *cells), check=False, store="runs", cache=cached
+            )
             changed, parameters = mutate(folder, BOOK, chance, number + 1)
             notebook = write_notebook(folder / "book.ipynb", *changed)
             how = {"cache": True} if cached else {"resume": broken.run_id}
@@ -206,7 +217,11 @@ def torture_by_mutations(n_mutations: int, seed: int = 0) -> Iterator[str]:
 if __name__ == "__main__":
     import scalekit.resume
 
-    n_kills, n_mutations = (int(word) for word in [*sys.argv[1:], "100", "200"][:2]) if len(sys.argv) < 3 else map(int, sys.argv[1:3])
+    n_kills, n_mutations = (
+        (int(word) for word in [*sys.argv[1:], "100", "200"][:2])
+        if len(sys.argv) < 3
+        else map(int, sys.argv[1:3])
+    )
     for line in torture_by_kills(n_kills):
         print(line, flush=True)
     scalekit.resume.WORTH = 0.0  # every cell counts
