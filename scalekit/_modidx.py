@@ -513,6 +513,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'scalekit.execute._real_sources': ('execute.html#_real_sources', 'scalekit/execute.py'),
                                   'scalekit.execute._run_cells': ('execute.html#_run_cells', 'scalekit/execute.py'),
                                   'scalekit.execute.catch_signals': ('execute.html#catch_signals', 'scalekit/execute.py'),
+                                  'scalekit.execute.choose_earlier': ('execute.html#choose_earlier', 'scalekit/execute.py'),
                                   'scalekit.execute.end_lost_run': ('execute.html#end_lost_run', 'scalekit/execute.py'),
                                   'scalekit.execute.end_lost_runs': ('execute.html#end_lost_runs', 'scalekit/execute.py'),
                                   'scalekit.execute.execute_run': ('execute.html#execute_run', 'scalekit/execute.py'),

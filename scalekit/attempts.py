@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from .bundle import Bundle
 from .core import suggest
+from .execute import choose_earlier
 from .ranking import read_score
 from .rows import as_number
 from .runner import RunPlan
@@ -42,7 +43,7 @@ class Attempt:
         "The next attempt at the same trial"
         return Attempt(
             self.number, self.plan, self.n_failed + (not lost), self.n_lost + lost, not_before=not_before,
-            previous=self.bundle or self.previous, proposal=self.proposal,
+            previous=choose_earlier(self.bundle) if self.bundle else self.previous, proposal=self.proposal,
         )  # fmt: skip
 
 
@@ -123,7 +124,7 @@ class GridTrials:
                 attempt.bundle = Bundle(row["path"])
                 self.adopted.append(attempt)
             else:
-                attempt.previous = Bundle(row["path"]) if row else None
+                attempt.previous = choose_earlier(Bundle(row["path"])) if row else None
                 self._missing.append(attempt)
 
     @property
@@ -184,7 +185,7 @@ class SearchTrials:
             proposal = self.study.ask()
         if proposal is None:
             return None
-        previous = Bundle(failed["path"]) if failed else None
+        previous = choose_earlier(Bundle(failed["path"])) if failed else None
         try:
             run = self.plan.make_trial(proposal.values)
         except ParameterError as error:  # bounds that the ends of the space did not tell of

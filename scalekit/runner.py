@@ -26,7 +26,15 @@ from .core import ScaleKitError, human_bytes, human_seconds
 from .devices import n_cores
 from .engine import Limits
 from .events import StoreError, explain_os_error
-from .execute import RunOrder, catch_signals, end_lost_run, end_lost_runs, execute_run, request_stop
+from scalekit.execute import (
+    RunOrder,
+    catch_signals,
+    choose_earlier,
+    end_lost_run,
+    end_lost_runs,
+    execute_run,
+    request_stop,
+)
 from .lease import Lease
 from .notebook import clear_notebook, inject_parameters, read_source, save_notebook
 from .profile import Profile
@@ -250,7 +258,7 @@ def run(
             bundles.index(bundle)
             if result.state != "failed":
                 break
-            earlier = bundle
+            earlier = choose_earlier(bundle)
     if cache or result.state != "succeeded":
         keep_to_limit(bundles, settings.journal_limit)
     if check and result.state != "succeeded":

@@ -162,7 +162,8 @@ def _class(walk: Walk, value: type) -> list:
     if len(files) != 1 or value.__qualname__ != value.__name__:
         raise Unstorable(f"class {value.__qualname__} is not written at the top of one cell")
     parts = [[name, walk.attempt(part)] for name, part in vars(value).items() if name not in _OF_EVERY_CLASS]
-    walk.mentions |= {base.__name__ for base in value.__bases__ if walk.names.get(base.__name__) is base}
+    names = {base.__name__: base for base in value.__bases__}
+    walk.mentions |= {name for name, base in names.items() if walk.names.get(name) is base}
     return ["class", files.pop(), value.__name__, walk.encode_all(value.__bases__), sorted(parts)]
 
 
