@@ -1692,7 +1692,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'scalekit.resume.CellJournal.begin': ('resume.html#celljournal.begin', 'scalekit/resume.py'),
                                  'scalekit.resume.CellJournal.finish': ('resume.html#celljournal.finish', 'scalekit/resume.py'),
                                  'scalekit.resume.PastCell': ('resume.html#pastcell', 'scalekit/resume.py'),
-                                 'scalekit.resume.PastCell.status': ('resume.html#pastcell.status', 'scalekit/resume.py'),
                                  'scalekit.resume.StartAgain': ('resume.html#startagain', 'scalekit/resume.py'),
                                  'scalekit.resume.StartAgain.__init__': ('resume.html#startagain.__init__', 'scalekit/resume.py'),
                                  'scalekit.resume._choose': ('resume.html#_choose', 'scalekit/resume.py'),
