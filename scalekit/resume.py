@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +38,13 @@ class StartAgain(Exception):
         super().__init__(why)
 
 # %% ../nbs/32f_resume.ipynb #f8da27a9
-@dataclass(frozen=True)
+@dataclass
 class PastCell:
     "A cell in a run that has ended"
 
-    cell: dict[str, Any]  # As in the executed notebook
-    events: list[dict[str, Any]]
-
-    @property
-    def status(self) -> str:
-        return self.cell["metadata"].get("scalekit", {}).get("status", "")
+    status: str = "not run"  # Or "completed", "restored", "failed": by the events, which are never late
+    events: list[dict[str, Any]] = field(default_factory=list)  # What it has logged
+    cell: dict[str, Any] = field(default_factory=dict)  # As in the executed notebook
 
 
 def read_past(
@@ -60,37 +57,35 @@ def read_past(
     except BadNotebook:
         return []
     cells = [cell for cell in notebook["cells"] if "scalekit-error" not in find_tags(cell)]
-    runnable = {
-        id(cell) for cell in list_code_cells({"cells": cells}) if not set(skip_tags) & set(find_tags(cell))
-    }
-    by_index = _split_events(bundle.events())
-    past = [PastCell(cell, by_index.get(i, [])) for i, cell in enumerate(cells) if id(cell) in runnable]
+    runnable = {id(cell) for cell in list_code_cells({"cells": cells}) if not set(skip_tags) & set(find_tags(cell))}
+    told = _split_events(bundle.events())
+    past = [replace(told.get(i, PastCell()), cell=cell) for i, cell in enumerate(cells) if id(cell) in runnable]
     before = bundle.path.with_name(bundle.asked.get("resumed") or "no run before")
     older = read_past(Bundle(before), skip_tags) if before.exists() else []
     return [_choose(*both) for both in itertools.zip_longest(past, older[: len(past)])]
 
 # %% ../nbs/32f_resume.ipynb #1a7b7df1
 def _choose(past: PastCell, older: PastCell | None) -> PastCell:
-    reached = past.status in ("completed", "restored", "failed")
+    reached = past.status != "not run"
     return past if reached or older is None or older.cell["source"] != past.cell["source"] else older
 
 # %% ../nbs/32f_resume.ipynb #43edee57
-def _split_events(events: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
-    "What each cell has told; an event that was carried over says which cell it belongs to"
-    found: dict[int, list[dict[str, Any]]] = {}
+def _split_events(events: list[dict[str, Any]]) -> dict[int, PastCell]:
+    "What each cell has told, by index; an event that was carried over says which cell it belongs to"
+    found: dict[int, PastCell] = {}
     current: int | None = None
     for event in events:
         if event["event"] == "cell":
-            index, status = event["index"], event["status"]
-            if status == "running":  # once more, after values could not be put back
-                found[index] = [old for old in found.get(index, []) if "cell" in old]
-            elif status == "failed":
-                found[index] = _until_checkpoint(found.get(index, []))
-            current = index if status == "running" else None
+            past = found.setdefault(event["index"], PastCell())
+            past.status = event["status"]
+            if past.status == "running":  # maybe once more, after values could not be put back
+                past.events = [old for old in past.events if "cell" in old]
+            current = event["index"] if past.status == "running" else None
         elif event["event"] in _CARRIED and (owner := event.get("cell", current)) is not None:
-            found.setdefault(owner, []).append(event)
-    if current is not None:
-        found[current] = _until_checkpoint(found[current])
+            found.setdefault(owner, PastCell()).events.append(event)
+    for past in found.values():
+        if past.status in ("running", "failed"):
+            past.status, past.events = "failed", _until_checkpoint(past.events)
     return found
 
 
