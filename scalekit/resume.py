@@ -57,9 +57,10 @@ def read_past(
     except BadNotebook:
         return []
     cells = [cell for cell in notebook["cells"] if "scalekit-error" not in find_tags(cell)]
-    runnable = {id(cell) for cell in list_code_cells({"cells": cells}) if not set(skip_tags) & set(find_tags(cell))}
+    code = [cell for cell in list_code_cells({"cells": cells}) if not set(skip_tags) & set(find_tags(cell))]
+    index = {id(cell): i for i, cell in enumerate(cells)}
     told = _split_events(bundle.events())
-    past = [replace(told.get(i, PastCell()), cell=cell) for i, cell in enumerate(cells) if id(cell) in runnable]
+    past = [replace(told.get(index[id(cell)], PastCell()), cell=cell) for cell in code]
     before = bundle.path.with_name(bundle.asked.get("resumed") or "no run before")
     older = read_past(Bundle(before), skip_tags) if before.exists() else []
     return [_choose(*both) for both in itertools.zip_longest(past, older[: len(past)])]
