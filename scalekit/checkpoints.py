@@ -114,6 +114,11 @@ class Slot:
             print(f"checkpoint {self.name!r}: going on after step {self.step}")
             return
 
+    def __reduce__(self) -> tuple:
+        "A copy of a notebook's names has the steps of the run that it is in"
+        goal, kept = self._goal, (self._keep_last, self._keep_best)
+        return _find_again, (self.name, self._objects, *kept, goal, self.step)
+
     def _warn(self, reason: str) -> None:
         warnings.warn(f"a checkpoint is passed over. {reason}", stacklevel=4)
 
@@ -212,6 +217,17 @@ def checkpoint(
 
 
 FOLDER = "checkpoints"  # In a bundle
+
+# %% ../nbs/22g_checkpoints.ipynb #10a36e01
+def _find_again(
+    name: str, objects: dict[str, Any], keep_last: int, keep_best: int, goal: Goal | None, step: int
+) -> Slot:
+    run = current_run()
+    bundle = Bundle(run.path) if run.path else None
+    shelf = Shelf(bundle.path / FOLDER / name, load_settings().allow_pickle) if bundle else MemoryShelf()
+    slot = Slot(name, objects, shelf, keep_last, keep_best, goal, bundle)
+    slot.step, slot._saved = step, shelf.list_saved()[0]
+    return slot
 
 # %% ../nbs/22g_checkpoints.ipynb #03204710
 def link_checkpoints(

@@ -93,7 +93,19 @@ def _run(args: argparse.Namespace) -> int:
             resume=args.resume, cache=args.cache, keep_kernel=args.keep_kernel, on_event=tell,
         )  # fmt: skip
     _print_json(result.row) if args.json else _print_run(result.row)
+    if (args.resume or args.cache) and not args.json:
+        _print_saved(result.bundle.events())
     return 0 if result.state == "succeeded" else 1
+
+
+def _print_saved(events: Sequence[dict[str, Any]]) -> None:
+    cells = {event["index"]: event for event in events if event["event"] == "cell"}
+    saved = [cell["saved_seconds"] for cell in cells.values() if cell["status"] == "restored"]
+    why = next((event["why"] for event in reversed(events) if event["event"] == "resume"), "")
+    print(
+        f"{len(saved)} of {len(cells)} cells restored, {human_seconds(sum(saved))} saved"
+        f"{'; then ' + why if why and len(saved) < len(cells) else ''}"
+    )
 
 
 def _print_run(row: dict[str, Any]) -> None:

@@ -71,8 +71,8 @@ def load_plan(
             f"sweep {folder.name} can't go on: {path} was changed since. Put the old one back, "
             "or start a new sweep of the new one"
         )
-    same = {"sweep_id": asked["sweep_id"], "budget": Budget(**asked["budget"]), "cache": asked["cache"]}
-    return replace(plan, **same), asked["place"]
+    budget, cache = Budget(**asked["budget"]), asked.get("cache", False)
+    return replace(plan, sweep_id=asked["sweep_id"], budget=budget, cache=cache), asked["place"]
 
 # %% ../nbs/34l_planfile.ipynb #710283f9
 def _read_asked(folder: Path) -> dict[str, Any]:

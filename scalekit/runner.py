@@ -282,6 +282,11 @@ def find_earlier(
             f"run {bundle.run_id} is of {bundle.asked['notebook']}, and {Path(notebook).name} "
             "can't go on with it. Name a run of this notebook: scalekit runs"
         )
+    if bundle.state == "succeeded":
+        raise ScaleKitError(
+            f"run {bundle.run_id} has succeeded, and there is nothing left of it to go on with. Start anew; "
+            "with --cache, cells that are as they were need not run"
+        )
     return bundle
 
 # %% ../nbs/33b_runner.ipynb #08dd2423

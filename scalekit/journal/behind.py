@@ -17,6 +17,8 @@ from .memory import Regions, view_array, view_tensor
 
 # %% ../../nbs/31c_journal.behind.ipynb #64137859
 _ENDS = (ModuleType, type, FunctionType, BuiltinFunctionType, CodeType, str, int, float, bytes)
+_MACHINERY = ("IPython.", "ipykernel.", "traitlets.", "jupyter_client.", "tornado.", "zmq.",
+              "scalekit.kernels")  # fmt: skip
 MAX_REACH = 1_000_000  # Objects; it is said to lead to everything beyond
 
 
@@ -27,9 +29,11 @@ def find_behind(
     "Objects that an object leads to"
     found: dict[int, Any] = {}
     waiting = [value]
+    modules = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
+    ends = {id(names), *(id(vars(module)) for module in modules)}
     while waiting:
         for inner in _list_referents(waiting.pop()):
-            if id(inner) not in found and inner is not names and not isinstance(inner, _ENDS):
+            if id(inner) not in found and id(inner) not in ends and not _is_end(inner):
                 found[id(inner)] = inner
                 waiting.append(inner)
         if len(found) > MAX_REACH:
@@ -37,6 +41,11 @@ def find_behind(
     return found
 
 # %% ../../nbs/31c_journal.behind.ipynb #2a93145e
+def _is_end(value: Any) -> bool:
+    "Whether what is behind belongs to everybody"
+    return isinstance(value, _ENDS) or type(value).__module__.startswith(_MACHINERY)
+
+
 def _list_referents(value: Any) -> list[Any]:
     if isinstance(value, weakref.ReferenceType):
         return [target] if (target := value()) is not None else []

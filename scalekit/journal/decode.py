@@ -10,6 +10,7 @@ import ast
 import base64
 import importlib
 from collections.abc import Callable
+from contextlib import suppress
 from types import CellType, FunctionType, MappingProxyType, MethodType
 from typing import Any
 
@@ -141,6 +142,18 @@ def _function(decoder: Decoder, number: int, place: list, name: str, qualname: s
     return made
 
 
+def _foreign(decoder: Decoder, number: int, place: list, name: str, qualname: str, defaults: Any,
+             kwdefaults: Any, closure: list, attributes: Any) -> FunctionType:  # fmt: skip
+    module, *where = place
+    code = decoder.cells.find_foreign_code(module, *where)
+    space = vars(importlib.import_module(module))
+    made = decoder.keep(number, FunctionType(code, space, name, None, tuple(decoder.decode_all(closure))))
+    made.__qualname__, made.__module__ = qualname, "__main__"
+    made.__defaults__, made.__kwdefaults__ = decoder.decode(defaults), decoder.decode(kwdefaults)
+    made.__dict__.update(decoder.decode(attributes))
+    return made
+
+
 def _cell(decoder: Decoder, number: int, content: list) -> CellType:
     made = decoder.keep(number, CellType())
     if content:
@@ -152,7 +165,8 @@ def _class(decoder: Decoder, number: int, cell: str, name: str, bases: list, par
     statement, file = decoder.cells.find_class(Place(cell, name))
     for used in _names_at_once(statement):
         if used != name and used not in decoder.names:
-            decoder.resolve(used)
+            with suppress(Unstorable):  # most of them are the class' own: `self`, arguments
+                decoder.resolve(used)
     space: dict[str, Any] = {}
     flags = decoder.cells.shell.compile.flags
     exec(compile(ast.Module([statement], []), file, "exec", flags, True), decoder.names, space)
@@ -214,7 +228,8 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "array": _array, "objects": _objects, "tensor": _tensor, "parameter": _parameter, "arrow": _arrow,
     "import": _import, "global": lambda decoder, number, name: decoder.resolve(name),
     "module": lambda decoder, number, name: importlib.import_module(name),
-    "function": _function, "cell": _cell, "class": _class, "method": _method, "property": _property,
+    "function": _function, "foreign": _foreign, "cell": _cell, "class": _class,
+    "method": _method, "property": _property,
     "proxy": lambda decoder, number, inner: MappingProxyType(decoder.decode(inner)),
     "staticmethod": lambda decoder, number, parts: staticmethod(decoder.decode(parts[0])),
     "classmethod": lambda decoder, number, parts: classmethod(decoder.decode(parts[0])),

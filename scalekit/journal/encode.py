@@ -14,7 +14,7 @@ from typing import Any
 from .behind import ask_for_memory, find_behind
 from .kinds import FIXED, HANDLERS, LONG, find_handler
 from .memory import Region, Regions, View
-from .sources import Cells, Unstorable, walk_code
+from .sources import Cells, Inert, Unstorable, walk_code
 
 # %% ../../nbs/31e_journal.encode.ipynb #cf16f9be
 MAX_NODES = 200_000  # Of one name; beyond it, looking at a value costs seconds
@@ -79,14 +79,14 @@ class Encoder:
         except Unstorable as error:
             if len(self.nodes) >= MAX_NODES:
                 raise
-            self.give_up(value, str(error))
+            self.give_up(value, str(error), isinstance(error, Inert))
             node[:] = ["lost", f"{kind.__module__}.{kind.__qualname__}"]
         return child
 
-    def give_up(self, value: Any, why: str) -> None:
+    def give_up(self, value: Any, why: str, is_inert: bool = False) -> None:
         "A value can't be kept, and may change whatever is behind it"
         self.problems.append(why)
-        behind = find_behind(value, self.names)
+        behind = {} if is_inert else find_behind(value, self.names)
         self.shared |= {id(value), *behind}
         for inner in behind.values():
             ask_for_memory(inner, self.regions)

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from time import monotonic
@@ -54,17 +55,15 @@ SHARE, ALLOWED = 0.05, 2.0  # Of the run's time, and seconds
 SPEED = 100e6  # Assumed for disks [bytes/s]: what takes longer to write than to compute is not kept
 
 # %% ../../nbs/31p_journal.keeper.ipynb #eeaadd36
-def _timed(method: Callable) -> Callable:
-    "Count what the keeper itself takes, and don't watch it"
+def _unwatched(method: Callable) -> Callable:
+    "What the keeper itself does is not the notebook's"
 
     @wraps(method)
     def run(self: "Keeper", *arguments: Any) -> Any:
-        start = monotonic()
         self.scene.watch.stop()
         try:
             return method(self, *arguments)
         finally:
-            self.spent += monotonic() - start
             self.scene.watch.start()
 
     return run
@@ -93,7 +92,10 @@ class Keeper:
 
     def _take_up(self, earlier: Records) -> None:
         "Plan what need not run, and let random numbers begin as they did then"
-        if (start := earlier.read("start")) is not None:
+        if (start := earlier.read("start")) is None:
+            self.why = "it keeps no journal"
+            return
+        with suppress(NotRestored):  # cells that draw random numbers will say so
             self.restorer.apply([Stored(start, earlier, "start")])
             self.scene.look_around()
             self._start = self.scene.all_random
@@ -111,7 +113,7 @@ class Keeper:
 
     # Before a cell
 
-    @_timed
+    @_unwatched
     def before(self, position: int) -> dict[str, Any]:  # `do`: "run", "restore" or "again", and `why`
         "Does the cell have to run? What happened before must have been told"
         answer = {"do": "run", "why": self.why} if self.scene.off else self._decide(position)
@@ -181,7 +183,7 @@ class Keeper:
 
     # After a cell
 
-    @_timed
+    @_unwatched
     def after(
         self,
         first: int,
@@ -199,7 +201,10 @@ class Keeper:
         self._check_start()
         if self.spent > max(ALLOWED, SHARE * (monotonic() - self.begun)):
             return self._write_gap(first, last, seconds, "the journal had no time for it")
-        return self._record(first, last, seconds, share)
+        start = monotonic()
+        answer = self._record(first, last, seconds, share)
+        self.spent += monotonic() - start
+        return answer | {"spent": self.spent}
 
     def _overlay(self, stored: Stored) -> dict[str, Any]:
         "The cell ran again for what can't be seen; what can be is as it was the first time"
@@ -208,7 +213,7 @@ class Keeper:
         except NotRestored as error:
             return {"kept": False, "why": str(error), "do": "again", "limit": stored.first}
         self.scene.look()
-        return {"kept": True, "why": stored.record["again"], "bytes": 0}
+        return {"kept": True}
 
     def _write_gap(self, first: int, last: int, seconds: float, why: str) -> dict[str, Any]:
         record = self._describe(first, last, seconds, again=why)

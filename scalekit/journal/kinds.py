@@ -11,6 +11,7 @@ import copyreg
 import logging
 import sys
 from collections.abc import Callable, Iterable
+from enum import Enum
 from types import (
     BuiltinFunctionType,
     CellType,
@@ -23,7 +24,7 @@ from types import (
 from typing import Any, Protocol
 
 from .memory import Regions, view_array, view_tensor
-from .sources import Cells, Unstorable
+from .sources import Cells, Inert, Unstorable
 
 # %% ../../nbs/31d_journal.kinds.ipynb #a199c70a
 LONG = 1 << 12  # A text or bytes of this length is kept as memory
@@ -132,11 +133,24 @@ def _function(walk: Walk, value: FunctionType) -> list:
         walk.mentions.add(value.__name__)
         return ["global", value.__name__]
     if value.__globals__ is not walk.names:
-        raise Unstorable(f"function {value.__qualname__} from outside of the notebook")
+        return _foreign_function(walk, value)
     place = walk.cells.locate(value.__code__)
     walk.mention(value.__code__)
     where = [place.cell, place.name, place.line, place.column]
     return ["function", where, value.__name__, value.__qualname__,
+            walk.encode(value.__defaults__), walk.encode(value.__kwdefaults__),
+            walk.encode_all(value.__closure__ or ()), walk.encode(value.__dict__)]  # fmt: skip
+
+
+def _foreign_function(walk: Walk, value: FunctionType) -> list:
+    "One that a library has made, as a decorator does"
+    module, code = value.__globals__.get("__name__"), value.__code__
+    if getattr(sys.modules.get(str(module)), "__dict__", None) is not value.__globals__:
+        raise Unstorable(f"function {value.__qualname__} from outside of the notebook")
+    found = walk.cells.find_foreign_code(str(module), code.co_qualname, code.co_firstlineno)
+    if found != code:
+        raise Unstorable(f"function {value.__qualname__}, which {module} has made in its own way")
+    return ["foreign", [module, code.co_qualname, code.co_firstlineno], value.__name__, value.__qualname__,
             walk.encode(value.__defaults__), walk.encode(value.__kwdefaults__),
             walk.encode_all(value.__closure__ or ()), walk.encode(value.__dict__)]  # fmt: skip
 
@@ -182,24 +196,27 @@ def _descriptor(walk: Walk, value: Any) -> list:
     return [kind, walk.encode_all(parts)]
 
 # %% ../../nbs/31d_journal.kinds.ipynb #14eb696e
-_REFUSED = ("matplotlib.", "tqdm.", "ipywidgets.", "IPython.", "distributed.", "asyncio.", "scalekit.",
+_INERT = ("matplotlib.", "mpl_toolkits.", "seaborn.", "tqdm.", "ipywidgets.", "IPython.")
+_REFUSED = ("distributed.", "asyncio.", "scalekit.",
             "concurrent.", "multiprocessing.", "threading", "_thread", "queue", "weakref", "ctypes",
             "tempfile", "torch.utils.data.dataloader", "sqlite3", "sqlalchemy.", "requests.",
             "urllib3.", "http.")  # fmt: skip
-_KEPT = ("scalekit.values", "scalekit.forms")
+_KEPT = ("scalekit.values", "scalekit.forms", "scalekit.checkpoints", "scalekit.space")
 
 
 def _object(walk: Walk, value: Any) -> list:
     kind = type(value)
+    if kind.__module__.startswith(_INERT) and not isinstance(value, Enum):
+        raise Inert(f"a {kind.__qualname__} of {kind.__module__.partition('.')[0]} can't be kept")
     if kind.__module__.startswith(_REFUSED) and not kind.__module__.startswith(_KEPT):
-        raise Unstorable(f"{kind.__module__}.{kind.__qualname__}")
+        raise Unstorable(f"a {kind.__qualname__} of {kind.__module__.partition('.')[0]} can't be kept")
     if isinstance(value, logging.Logger) and (value.handlers or value.filters):
         raise Unstorable("a logger with handlers")  # it would come back without them
     try:
         reduce = copyreg.dispatch_table.get(kind)
         parts = reduce(value) if reduce else value.__reduce_ex__(4)
     except Exception as error:  # whatever a type says when it can't be taken apart
-        raise Unstorable(f"{kind.__module__}.{kind.__qualname__}: {error}") from error
+        raise Unstorable(f"a {kind.__qualname__} can't be kept ({error})") from error
     if isinstance(parts, str):
         raise Unstorable(f"{kind.__qualname__} {parts}")
     function, arguments, state, items, pairs, setter = (*parts, *[None] * 6)[:6]

@@ -108,7 +108,7 @@ def view_tensor(
     "Where a tensor's memory is; raises `Unstorable`"
     import torch
 
-    if tensor.grad_fn is not None:
+    if tensor.grad_fn is not None and not _is_spent(tensor.grad_fn):
         raise Unstorable("a tensor with a history of gradients")
     if (
         tensor.layout != torch.strided
@@ -120,13 +120,31 @@ def view_tensor(
         raise Unstorable(f"a tensor of layout {tensor.layout}")
     storage = tensor.untyped_storage()
     described = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), list(tensor.stride()),
-                 tensor.requires_grad, str(tensor.device)]  # fmt: skip
+                 tensor.requires_grad and tensor.is_leaf, str(tensor.device)]  # fmt: skip
     if tensor.device.type != "cpu":
         storage = storage.cpu()  # tensors that share memory there are kept apart: each has its own copy
     start = storage.data_ptr() + tensor.storage_offset() * tensor.element_size() if tensor.numel() else 0
     length = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     end = start + length * tensor.element_size() if tensor.numel() else 0
     return regions.ask(start, end, start, (tensor, storage)), described
+
+
+def _is_spent(node: Any) -> bool:
+    "Whether a graph has been used for its gradients: it raises when it is asked for what it had saved"
+    waiting, n_seen = [node], 0
+    while waiting and n_seen < _MOST_NODES:
+        node, n_seen = waiting.pop(0), n_seen + 1
+        try:
+            for name in dir(node):
+                if name.startswith("_saved_"):
+                    getattr(node, name)
+        except RuntimeError:
+            return True
+        waiting += [before for before, _ in getattr(node, "next_functions", ()) if before is not None]
+    return False
+
+
+_MOST_NODES = 50
 
 
 def make_tensor(

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 from functools import cached_property
 from typing import Any
 
@@ -41,6 +42,7 @@ class Scene:
     ) -> None:
         self.shell, self.sources, self.names = shell, sources, shell.user_ns
         self.hidden = frozenset(shell.user_ns_hidden)
+        tempfile.gettempdir()  # the first to ask writes a file there, to try
         self.watch = Watch(os.path.join(ignored, ""))
         self.entries: dict[str, Entry] = {}
         self.groups: dict[str, tuple[str, ...]] = {}
