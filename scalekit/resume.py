@@ -9,6 +9,7 @@ __all__ = ['WORTH', 'FREE', 'NO_CACHE', 'StartAgain', 'PastCell', 'read_past', '
 import itertools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -144,6 +145,8 @@ class CellJournal:
         begun = {i for i, past in enumerate(self._past) if _until_checkpoint(past.events)}
         owner = _find_checkpoints(self.earlier)
         if owner is None or not whole:
+            shutil.rmtree(self.bundle.path / "checkpoints")  # of a start that was given up
+            (self.bundle.path / "checkpoints").mkdir()
             return
         end = max(begun, default=0) + 1
         then = [past.cell["source"] for past in read_past(owner, self.skip_tags)[:end]]

@@ -180,6 +180,21 @@ def test_files_that_libraries_read_by_themselves_count(folder, every_cell):
         assert play(folder, *cells, cache=True).bundle.records() == {"table": {"a": values}}
 
 
+def test_the_template_does_not_train_twice(folder):
+    template = json.loads((Path(sk.__file__).parent / "templates" / "train.ipynb").read_text())
+    last = {"cell_type": "code", "id": "last", "metadata": {}, "source": "1 / 0"}
+    last |= {"outputs": [], "execution_count": None}
+    cells = [*template["cells"], last]
+    (folder / "train.ipynb").write_text(json.dumps({**template, "cells": cells}))
+    broken = sk.run("train.ipynb", store="runs", check=False, smoke=True, epochs=2)
+    (folder / "train.ipynb").write_text(json.dumps(template))
+    resumed = sk.run("train.ipynb", store="runs", resume=broken.run_id)
+    cells = json.loads(resumed.notebook.read_text())["cells"]
+    (training,) = [cell for cell in cells if "slot.save" in "".join(cell["source"])]
+    assert training["metadata"]["scalekit"]["status"] == "restored"
+    assert resumed.bundle.curves() == broken.bundle.curves()
+
+
 @pytest.mark.slow
 def test_no_mutation_gives_a_stale_result(every_cell):
     assert list(torture.torture_by_mutations(12, seed=5))[-1].startswith("12 mutations: 0 stale results")

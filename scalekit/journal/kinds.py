@@ -7,6 +7,7 @@ __all__ = ['LONG', 'HANDLERS', 'FIXED', 'Walk', 'find_handler']
 
 # %% ../../nbs/31d_journal.kinds.ipynb #a9a9a52f
 import base64
+import copy
 import copyreg
 import logging
 import sys
@@ -212,6 +213,8 @@ def _object(walk: Walk, value: Any) -> list:
         raise Unstorable(f"a {kind.__qualname__} of {kind.__module__.partition('.')[0]} can't be kept")
     if isinstance(value, logging.Logger) and (value.handlers or value.filters):
         raise Unstorable("a logger with handlers")  # it would come back without them
+    if isinstance(value, dict) and hasattr(kind, "__setstate__"):
+        value = copy.copy(value)  # one that drops its state, as scikit-learn's Bunch, would come back without
     try:
         reduce = copyreg.dispatch_table.get(kind)
         parts = reduce(value) if reduce else value.__reduce_ex__(4)

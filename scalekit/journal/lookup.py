@@ -87,7 +87,10 @@ def find_prefix(
     found: list[Stored] = []
     why = NOT_FINISHED
     for stored in list_stored(records):
-        if stored.first != (found[-1].last + 1 if found else 0) or stored.last >= limit:
+        if stored.first != (found[-1].last + 1 if found else 0):
+            break
+        if stored.last >= limit:
+            why = "what it had made could not be put back"
             break
         now = [fingerprint_source(source) for source in sources[stored.first : stored.last + 1]]
         if now != stored.record["sources"]:
