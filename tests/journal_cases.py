@@ -310,6 +310,13 @@ CASES: dict[str, list[str]] = {
         "import helper_of_case",
         "result = helper_of_case.f()",
     ],
+    "a registry in a module of the project": [
+        "import os, sys\nopen('registry_of_case.py', 'w').write('items = []\\ndef add(x): items.append(x)')\n"
+        "sys.path.insert(0, os.getcwd())",
+        "import registry_of_case as reg",
+        "y = [reg.add(i) for i in range(3)]",
+        "result = (reg.items, y)",
+    ],
     "submodules by name": [
         "import os.path, xml",
         "import xml.dom.minidom",

@@ -35,7 +35,6 @@ from .restore import RANDOM_ROOT, SETTINGS_ROOT, NotRestored, Restorer, Stored
 from .scene import Scene
 from .snapshot import draw, find_changed
 from .sources import Unstorable, fingerprint_source
-from .watch import LocalModules
 
 # %% ../../nbs/31p_journal.keeper.ipynb #2b2193f6
 @dataclass(frozen=True)
@@ -75,7 +74,6 @@ class Keeper:
     def __init__(self, shell: Any, task: Task) -> None:
         self.task, self.records = task, Records(task.folder)
         self.spent, self.begun = 0.0, monotonic()
-        self.modules = LocalModules()
         self.prefix, self.why = Prefix(), ""
         self._pending: list[Stored] = []  # What has to be put back before the next cell runs
         mark_start()
@@ -232,6 +230,8 @@ class Keeper:
         }
         drawn = {name: seen for name, seen in random.items() if scene.random[name] != seen}
         again = find_doubt(last, scene.readings, reached, scene.names, seconds, bool(written or drawn))
+        if changed := scene.look_at_modules():
+            again = f"it changes the module {changed[0]}"
         record = self._describe(
             first, last, seconds, again, reads=describe_reads(reached, before, groups), settings=settings,
             random=drawn, deleted=sorted(before.keys() - scene.entries.keys()),
@@ -287,7 +287,7 @@ class Keeper:
         return {**empty, "deleted": [], "nodes": [], "written": [], **told,
                 "first": first, "last": last, "sources": sources,
                 "seconds": seconds, "environment": self.scene.environment, "again": again,
-                "modules": self.modules.find()}  # fmt: skip
+                "modules": self.scene.modules.find()}  # fmt: skip
 
     def _share(
         self, position: int, record: dict[str, Any]

@@ -20,9 +20,9 @@ from .ambient import RANDOM, SETTINGS, fingerprint_settings, read_settings
 from .lookup import Surroundings
 from .reach import Reading, find_reached, read_cell
 from .records import VERSION
-from .snapshot import Entry, find_groups, take_snapshot
+from .snapshot import Entry, find_groups, look_at_modules, take_snapshot
 from .sources import Cells
-from .watch import Watch, describe_file, find_paths
+from .watch import LocalModules, Watch, describe_file, find_paths
 
 # %% ../../nbs/31o_journal.scene.ipynb #aab8be7b
 def identify_environment() -> str:
@@ -46,6 +46,8 @@ class Scene:
         self.watch = Watch(os.path.join(ignored, ""))
         self.entries: dict[str, Entry] = {}
         self.groups: dict[str, tuple[str, ...]] = {}
+        self.modules = LocalModules()
+        self._held: dict[str, str] = {}  # What modules hold
         self.look_around()
 
     @cached_property
@@ -74,6 +76,12 @@ class Scene:
         self.entries = take_snapshot(self.names, self.cells, self.entries, self.hidden)
         self.groups = find_groups(self.entries)
         self.look_around()
+
+    def look_at_modules(self) -> list[str]:  # Those that hold other values than before
+        "Look at the project's own modules"
+        self.modules.find()
+        before, self._held = self._held, look_at_modules(self.modules.modules, self.names, self.cells)
+        return [name for name, held in self._held.items() if before.get(name, held) != held]
 
     def look_around(self) -> None:
         self.all_settings, self.all_random = read_settings(SETTINGS), read_settings(RANDOM)

@@ -156,6 +156,7 @@ class LocalModules:
     def __init__(self) -> None:
         self._seen: set[str] = set()
         self._paths: set[str] = set()
+        self.modules: dict[str, ModuleType] = {}  # By name
         self._sums: dict[str, tuple[tuple[int, int], str]] = {}  # By path: time and size, checksum
 
     def find(self) -> dict[str, str]:  # Checksum of the source by path
@@ -171,6 +172,7 @@ class LocalModules:
                 and _is_own(path, "\0")
             ):
                 self._paths.add(path)
+                self.modules[name] = module
         return {
             path: checksum for path in sorted(self._paths) if (checksum := self._checksum(path)) is not None
         }
