@@ -208,7 +208,8 @@ class SearchTrials:
 
     def find_notes(self) -> list[str]:
         "What should be said at the end"
-        if not self.search.prunes or self._n_points or not self._n_scored:
+        was_pruned = any(row["state"] == "pruned" for row in self.ended)
+        if not self.search.prunes or self._n_points or was_pruned or not self._n_scored:
             return []
         metric, name = self.search.goals[0][1], self._notebook
         return [

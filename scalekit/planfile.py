@@ -117,12 +117,16 @@ def _read_goals(asked: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 # %% ../nbs/34l_planfile.ipynb #a890163e
 def find_sweep(
     store: Store,
-    name: str,  # Id of the sweep, or its beginning if only one has it
+    name: str,  # Id of the sweep, its beginning if only one has it, or `"latest"`
 ) -> Path:  # Its folder
     "The sweep that is meant; raises `ScaleKitError`"
     known = {path.parent.name: path.parent for path in (store.folder / "sweeps").glob(f"*/{_ASKED}")}
-    found = [name] if name in known else [sweep_id for sweep_id in known if sweep_id.startswith(name)]
+    newest = sorted(known, key=lambda sweep_id: (known[sweep_id] / _ASKED).stat().st_mtime, reverse=True)
+    if name == "latest" and newest:
+        return known[newest[0]]
+    found = [name] if name in known else [sweep_id for sweep_id in newest if sweep_id.startswith(name)]
     if len(found) == 1:
         return known[found[0]]
-    said = f"fits several: {', '.join(sorted(found))}" if found else f"is none. {suggest(name, known)}"
+    several = f"fits several: {', '.join(found)}; the newest is first"
+    said = several if found else f"is none. {suggest(name, known)}"
     raise ScaleKitError(f"{store.folder}: sweep {name!r} {said}")
