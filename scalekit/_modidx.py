@@ -975,6 +975,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'scalekit/journal/scene.py'),
                                         'scalekit.journal.scene.Scene.describe_lost': ( 'journal.scene.html#scene.describe_lost',
                                                                                         'scalekit/journal/scene.py'),
+                                        'scalekit.journal.scene.Scene.disown': ( 'journal.scene.html#scene.disown',
+                                                                                 'scalekit/journal/scene.py'),
                                         'scalekit.journal.scene.Scene.environment': ( 'journal.scene.html#scene.environment',
                                                                                       'scalekit/journal/scene.py'),
                                         'scalekit.journal.scene.Scene.look': ('journal.scene.html#scene.look', 'scalekit/journal/scene.py'),

@@ -581,7 +581,7 @@ def test_a_notebook_that_kills_its_worker_is_given_up_and_the_others_go_on(place
     looks += "lines = open(sk.current_run().path / 'events.jsonl').readlines()"
     finds = "pid = next(e['pid'] for e in map(json.loads, lines) if e.get('state') == 'running')"
     kills = "if seed == 1:\n    os.kill(pid, 9)\ntime.sleep(0.5)"
-    write_notebook(Path("a.ipynb"), ("seed: int = 0", "parameters"), looks, finds, kills)
+    write_notebook(Path("a.ipynb"), ("seed: int = 0", "parameters"), looks, f"{finds}\n{kills}")
     with open_cluster("cpu", n_workers=2) as cluster:
         found = sk.sweep("a.ipynb", seed=range(4), profile=cluster.address, on_progress=lambda now: None)
     states = {row["parameters"]["seed"]: row["state"] for row in found.rows}

@@ -114,6 +114,20 @@ def test_a_run_with_a_secret_keeps_no_journal(folder, every_cell):
     assert found == []
 
 
+def test_what_is_of_the_run_itself_is_asked_for_again(folder, every_cell):
+    cells = [
+        "import os, scalekit as sk\nout = sk.current_run().path / 'artifacts'",
+        "def mine(): return sk.current_run().run_id\nkept = {'id': mine(), 'n': 1}",
+        "pid = os.getpid()\nfile = str(out / 'x.txt')",
+    ]
+    broken = play(folder, *cells, "1 / 0")
+    end = "sk.record(out=str(out), kept=kept, file=file, same=pid == os.getpid())"
+    found = play(folder, *cells, end, resume=broken.run_id).bundle
+    told = found.records()
+    assert told["out"] == str(found.artifacts) and told["file"] == f"{told['out']}/x.txt"
+    assert told["kept"] == {"id": found.run_id, "n": 1} and told["same"]
+
+
 def test_a_succeeded_run_leaves_no_journal(folder, every_cell):
     assert not (play(folder, "x = 1").path / "cells").exists()
 

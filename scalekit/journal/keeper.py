@@ -20,7 +20,7 @@ from scalekit.journal.ambient import (
     mark_start,
     sounds_secret,
 )
-from .doubt import find_doubt, find_reason_not_to_share
+from .doubt import THIS_RUN, collect, find_doubt, find_reason_not_to_share
 from scalekit.journal.lookup import (
     NOT_FINISHED,
     Prefix,
@@ -77,7 +77,7 @@ class Keeper:
         self.prefix, self.why = Prefix(), ""
         self._pending: list[Stored] = []  # What has to be put back before the next cell runs
         mark_start()
-        self.scene = Scene(shell, task.sources, task.ignored)
+        self.scene = Scene(shell, task.sources, task.ignored, os.path.basename(os.path.dirname(task.folder)))
         self._start = self.scene.all_random
         if task.earlier and not self.scene.off:
             self._take_up(Records(task.earlier))
@@ -86,7 +86,8 @@ class Keeper:
 
     @cached_property
     def restorer(self) -> Restorer:
-        return Restorer(self.scene.names, self.scene.cells, self.scene.hidden)
+        scene = self.scene
+        return Restorer(scene.names, scene.cells, scene.hidden, scene.run_id)
 
     def _take_up(self, earlier: Records) -> None:
         "Plan what need not run, and let random numbers begin as they did then"
@@ -225,11 +226,16 @@ class Keeper:
         scene.look()
         reached |= {name for reading in readings for name in scene.reach(reading)}
         written = {name for start in find_changed(before, scene.entries) for name in scene.groups[start]}
+        asked = THIS_RUN & collect(scene.readings, reached, "unsure", last)
+        if asked:
+            scene.disown(written)
         lost = {
             name for name in written if any(scene.entries[member].problem for member in scene.groups[name])
         }
         drawn = {name: seen for name, seen in random.items() if scene.random[name] != seen}
         again = find_doubt(last, scene.readings, reached, scene.names, seconds, bool(written or drawn))
+        if asked:
+            again = f"it uses {min(asked)}, which is of this run only"
         if changed := scene.look_at_modules():
             again = f"it changes the module {changed[0]}"
         record = self._describe(

@@ -37,7 +37,7 @@ _ANYTHING = {"globals", "locals", "vars", "eval", "exec", "compile", "dir", "__i
              "inspect", "gc", "_getframe", "__main__", "ctypes"}  # fmt: skip
 _UNSURE = {"now", "today", "utcnow", "time", "time_ns", "uuid1", "uuid4", "urandom", "SystemRandom",
            "token_bytes", "token_hex", "token_urlsafe", "getpid", "gethostname", "perf_counter", "monotonic",
-           "ctime", "localtime", "gmtime", "strftime"}  # fmt: skip
+           "ctime", "localtime", "gmtime", "strftime", "current_run", "getppid"}  # fmt: skip
 _SEEDED = {"default_rng", "RandomState", "Random"}  # Without an argument they ask the system
 _SEEDS = {"seed", "manual_seed", "seed_everything", "set_seed", "setstate", "set_state", "set_rng_state"}
 _HISTORY = re.compile(r"_|__|___|_i+|_i?\d+|Out|In|_oh|_ih")

@@ -77,6 +77,7 @@ class Restorer:
     names: dict[str, Any]  # The notebook's namespace
     cells: Cells
     hidden: frozenset[str]  # IPython's own names
+    run_id: str = ""  # Of the run that goes on
     _wanted: dict[str, Stored] = field(default_factory=dict)  # Not yet made
     _decoders: dict[int, Decoder] = field(default_factory=dict)
 
@@ -152,7 +153,7 @@ class Restorer:
         return found
 
     def _check(self, owners: Mapping[str, Stored | None]) -> dict[str, Entry]:
-        entries = take_snapshot(self.names, self.cells, {}, self.hidden)
+        entries = take_snapshot(self.names, self.cells, {}, self.hidden, self.run_id)
         for name, stored in owners.items():
             if stored is not None and entries[name].fingerprint != stored.record["fingerprints"][name]:
                 raise NotRestored(stored, f"{name} came back as another value")

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import tempfile
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -39,7 +40,9 @@ class Scene:
         shell: Any,  # IPython's
         sources: list[str],  # Of the cells that run, in order
         ignored: str,  # Folder whose files are no data
+        run_id: str = "",
     ) -> None:
+        self.run_id = run_id
         self.shell, self.sources, self.names = shell, sources, shell.user_ns
         self.hidden = frozenset(shell.user_ns_hidden)
         tempfile.gettempdir()  # the first to ask writes a file there, to try
@@ -73,7 +76,7 @@ class Scene:
         return None
 
     def look(self) -> None:
-        self.entries = take_snapshot(self.names, self.cells, self.entries, self.hidden)
+        self.entries = take_snapshot(self.names, self.cells, self.entries, self.hidden, self.run_id)
         self.groups = find_groups(self.entries)
         self.look_around()
 
@@ -105,6 +108,11 @@ class Scene:
         why = next(f"{member}: {entry.problem}" for member, entry in group if entry.problem)
         handle = all(entry.handle for _, entry in group)
         return {"why": why, "handle": handle, "group": list(self.groups[name])}
+
+    def disown(self, names: set[str]) -> None:
+        "Values that come from this run or process, and mean nothing in another one"
+        why = "it comes from the run or process that it is in"
+        self.entries |= {name: replace(self.entries[name], problem=why, handle=True) for name in names}
 
     def describe_files(self, readings: list[Reading], reached: set[str]) -> dict[str, Any]:
         texts = [text for reading in readings for text in reading.texts]

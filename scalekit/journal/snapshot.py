@@ -39,7 +39,7 @@ _HANDLES = ("distributed.", "dask_cuda.", "scalekit.", "logging")
 _OWN_NAMES = re.compile(r"_|__|___|_i+|_i?\d+|In|Out|_[iod]h|_exit_code|__\w+__|exit|quit|get_ipython|open")
 
 
-def _look(value: Any, names: dict[str, Any], cells: Cells) -> Entry:
+def _look(value: Any, names: dict[str, Any], cells: Cells, run_id: str = "") -> Entry:
     encoder = Encoder(names, cells)
     try:
         child = encoder.encode_root(value)
@@ -51,7 +51,10 @@ def _look(value: Any, names: dict[str, Any], cells: Cells) -> Entry:
     handle = kind.__module__.startswith(_HANDLES) or kind.__name__ == "_lru_cache_wrapper"
     regions = settle_nodes(encoder)
     contents = [region.content for region in regions]
-    fingerprint = hash_content(json.dumps([child, encoder.nodes]).encode(), *contents, *encoder.blobs)
+    text = json.dumps([child, encoder.nodes])
+    fingerprint = hash_content(text.encode(), *contents, *encoder.blobs)
+    if run_id and run_id in text:  # a path in its folder would lead the next run into this one's
+        problem, handle = problem or "it names this run", True
     memory = tuple((region.low, region.high) for region in regions if region.low < region.high)
     return Entry(value, fingerprint, frozenset(encoder.shared), memory, frozenset(encoder.mentions),
                  tuple(encoder.opaque), problem, handle)  # fmt: skip
@@ -62,6 +65,7 @@ def take_snapshot(
     cells: Cells,
     before: Mapping[str, Entry],  # The last snapshot
     hidden: Iterable[str] = (),  # Names that are IPython's own
+    run_id: str = "",  # Of the run, which values had better not name
 ) -> dict[str, Entry]:
     "Look at every name"
     found = {}
@@ -73,7 +77,7 @@ def take_snapshot(
         if old is not None and old.value is value and isinstance(value, _STEADY):
             found[name] = old
             continue
-        found[name] = _look(value, names, cells)
+        found[name] = _look(value, names, cells, run_id)
         if isinstance(value, str) and value and sounds_secret(name):
             found[name] = Entry(
                 value, "secret", problem="its name sounds like a secret, which no file shall hold"
