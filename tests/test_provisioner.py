@@ -23,7 +23,8 @@ from processes import wait_until
 
 from scalekit.kernels.client import PlainKernel, describe_server, find_runtime_folder, hold_server
 
-MODULES, LINGER = ("json",), 5.0
+PRELOAD, LINGER = "json", 5.0
+MODULES = (PRELOAD, "scalekit.journal.keeper")  # as `Settings.warm_modules` has them
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,7 +33,7 @@ def server() -> Iterator[None]:
     factory = KernelProvisionerFactory.instance()
     with TemporaryDirectory(prefix="sk-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", folder)
-        patch.setenv("SCALEKIT_PRELOAD", ",".join(MODULES))
+        patch.setenv("SCALEKIT_PRELOAD", PRELOAD)
         patch.setenv("SCALEKIT_LINGER", str(LINGER))
         patch.setattr(factory, "default_provisioner_name", "scalekit")
         with hold_server(MODULES, LINGER):

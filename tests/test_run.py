@@ -250,7 +250,8 @@ def test_a_very_long_error_is_shortened_in_the_row_and_kept_in_the_notebook(plac
 
 
 def test_a_failed_run_starts_again_as_often_as_asked(place):
-    write_notebook(place / "a.ipynb", "open('count', 'a').write('x')", "assert open('count').read() == 'xxx'")
+    counts = "with open('count', 'a') as file: file.write('x')\nassert open('count').read() == 'xxx'"
+    write_notebook(place / "a.ipynb", "x = 1", counts)
     run = sk.run("a.ipynb", retries=4)
     rows = sk.Store("runs").list_runs()
     assert [row["state"] for row in rows] == ["succeeded", "failed", "failed"]
