@@ -11,6 +11,7 @@ import scalekit as sk
 from scalekit import sweeps
 from scalekit.attempts import Attempt
 from scalekit.budget import Budget
+from scalekit.bundle import Bundle
 from scalekit.cli import main
 from scalekit.core import ScaleKitError
 from scalekit.search import Search
@@ -266,8 +267,9 @@ def test_a_failed_trial_is_tried_again_under_its_number_and_the_next_attempt_kno
     assert [row["state"] for row in found.rows] == ["succeeded"] * 3
     made = sorted((asked_of(row)["trial"], asked_of(row)["attempt"], row["state"]) for row in rows_of())
     assert made == [(n, a, s) for n in range(3) for a, s in ((1, "failed"), (2, "succeeded"))]
-    first = Attempt(4, None, bundle="b1")
-    assert (first.again(lost=False).previous, first.again(True).again(True).previous) == ("b1", "b1")
+    failed = Bundle(next(row for row in rows_of() if row["state"] == "failed")["path"])
+    first = Attempt(4, None, bundle=failed)
+    assert [first.again(lost=False).previous, first.again(True).again(True).previous] == [failed] * 2
 
 
 def test_a_trial_that_fails_for_good_is_told_to_the_search_and_made_again_on_request(place, sweep):

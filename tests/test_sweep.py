@@ -125,8 +125,9 @@ def test_a_failed_trial_is_in_the_table_and_alone_is_done_again(place, sweep):
 
 
 def test_a_trial_that_fails_is_tried_again_as_often_as_asked(place, sweep):
-    count = "name = f'count-{seed}'\nopen(name, 'a').write('x')"
-    write_notebook(place / "train.ipynb", PARAMETERS, count, "assert open(name).read() == 'x' * (seed + 1)")
+    count = "with open(f'count-{seed}', 'a') as file: file.write('x')\n"
+    count += "assert open(f'count-{seed}').read() == 'x' * (seed + 1)"
+    write_notebook(place / "train.ipynb", PARAMETERS, count)
     found = sweep("train.ipynb", seed=[0, 1, 2, 3], retries=2)
     states = {row["parameters"]["seed"]: row["state"] for row in found.rows}
     assert states == {0: "succeeded", 1: "succeeded", 2: "succeeded", 3: "failed"}
