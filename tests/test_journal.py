@@ -194,7 +194,7 @@ def test_files_that_libraries_read_by_themselves_count(folder, every_cell):
         assert play(folder, *cells, cache=True).bundle.records() == {"table": {"a": values}}
 
 
-def test_the_template_does_not_train_twice(folder):
+def test_the_template_does_not_train_twice(folder, every_cell):
     template = json.loads((Path(sk.__file__).parent / "templates" / "train.ipynb").read_text())
     last = {"cell_type": "code", "id": "last", "metadata": {}, "source": "1 / 0"}
     last |= {"outputs": [], "execution_count": None}

@@ -203,7 +203,7 @@ class Keeper:
         start = monotonic()
         answer = self._record(first, last, seconds, share)
         self.spent += monotonic() - start
-        return answer | {"spent": self.spent}
+        return answer
 
     def _overlay(self, stored: Stored) -> dict[str, Any]:
         "The cell ran again for what can't be seen; what can be is as it was the first time"
