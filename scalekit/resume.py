@@ -109,7 +109,6 @@ class CellJournal:
     cache: Path | None = None  # Folder of results that runs share
     skip_tags: tuple[str, ...] = ()
     limit: int = sys.maxsize  # Cells that may be taken from the earlier run
-    n_restored: int = 0
     _past: list[PastCell] = field(default_factory=list)  # By position
     _held: list[tuple[int, list[dict]]] = field(
         default_factory=list
@@ -171,7 +170,6 @@ class CellJournal:
         if answer is None or answer["do"] == "run":
             self._carry_over(position, index)
             return None
-        self.n_restored += 1
         shown = read_signed(f"{answer['record']}.outputs") if "record" in answer else None
         if shown is None and position < len(self._past):
             shown = {"cell": self._past[position].cell, "events": self._past[position].events}
