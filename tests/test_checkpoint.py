@@ -67,8 +67,8 @@ def test_a_training_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_p
         [sys.executable, script, tmp_path, "7", "40"], check=True, capture_output=True, text=True
     )
     unbroken, killed = json.loads(out.stdout.splitlines()[-1])
-    assert (killed["exit"], killed["killed"] >= 3) == (0, True)  # how many, the machine decides
-    assert killed["starts"] == sorted(killed["starts"]) and len(set(killed["starts"])) > 1
+    assert (killed["exit"], killed["killed"] >= 8) == (0, True)
+    assert killed["starts"] == sorted(killed["starts"]) and len(set(killed["starts"])) > 4
     assert killed["digest"] == unbroken["digest"]
 
 
