@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,22 @@ def fill(disk: Path, but: int) -> Path:
     return filler
 
 
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["pytest", "torch", "pandas", "scalekit.store", "scalekit.checkpoints"])
+
+
+def _act(folder: str, variables: dict[str, str], work: Callable[..., object], args: tuple) -> None:
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    work(*args)
+
+
 @contextmanager
-def forked(work: Callable[..., object], *args: Any) -> Iterator[BaseProcess]:
-    "A child that does `work`; killed at the end if it still lives"
-    process = multiprocessing.get_context("fork").Process(target=work, args=args)
+def started(work: Callable[..., object], *args: Any) -> Iterator[BaseProcess]:
+    "A child that does `work` here and now; killed at the end if it still lives"
+    # A fork of this process would inherit locks that a thread of an earlier test holds, and might wait for ever
+    process = _server.Process(target=_act, args=(os.getcwd(), dict(os.environ), work, args))
     process.start()
     try:
         yield process
@@ -43,12 +55,42 @@ def forked(work: Callable[..., object], *args: Any) -> Iterator[BaseProcess]:
         process.join()
 
 
-def run_together(work: Callable[..., object], each: list[tuple]) -> list[int]:
-    "Exit codes of one child for each tuple of arguments, all at once"
+def count_told(hear: Any) -> int:
+    "How many messages come through a pipe before its end, whole ones"
+    told = 0
+    with suppress(EOFError, OSError):  # the second one for half a message
+        while hear.recv() is not None:
+            told += 1
+    return told
+
+
+def run_together(
+    work: Callable[..., object], each: list[tuple], prepare: Callable[..., object] | None = None, *args: Any
+) -> list[int]:
+    "Exit codes of one fork for each tuple of arguments, all at once; forked from a child that did `prepare`"
+    hear, tell = _server.Pipe(duplex=False)
+    with started(_fork_each, tell, work, each, prepare, args) as child:
+        tell.close()
+        try:
+            return hear.recv()
+        except EOFError:
+            child.join()
+            raise AssertionError(f"the process that forks ended with {child.exitcode}") from None
+
+
+def _fork_each(
+    tell: Any,
+    work: Callable[..., object],
+    each: list[tuple],
+    prepare: Callable[..., object] | None,
+    args: tuple,
+) -> None:
+    if prepare:
+        prepare(*args)
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=work, args=args) for args in each]
+    processes = [context.Process(target=work, args=item) for item in each]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    return [process.exitcode or 0 for process in processes]
+    tell.send([process.exitcode or 0 for process in processes])

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from faults import can_mount, fill, forked, small_disk
+from faults import can_mount, fill, small_disk, started
 from notebooks import write_notebook
 
 import scalekit as sk
@@ -99,7 +99,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_the_old_step_or_the_new_one(bundl
     for nth in range(1, 60):
         shutil.rmtree(bundle.path)
         shutil.copytree(before, bundle.path)
-        with forked(_save_and_die, nth) as child:
+        with started(_save_and_die, nth) as child:
             child.join()
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -11,6 +11,7 @@ import threading
 import time
 from decimal import Decimal
 from enum import IntEnum
+from multiprocessing import Pipe
 from pathlib import Path
 
 import matplotlib.figure
@@ -20,7 +21,7 @@ import plotly.graph_objects as plotly
 import pyarrow
 import pytest
 import torch
-from faults import can_mount, fill, forked, run_together, small_disk
+from faults import can_mount, count_told, fill, run_together, small_disk, started
 
 from scalekit import context
 from scalekit.artifacts import BadValue
@@ -171,9 +172,12 @@ def test_threads_log_at_once(bundle):
     check_all_there(bundle, 8, 300)
 
 
-def test_forked_processes_log_at_once(bundle):
+def log_before():
     context.log(before=1)
-    assert run_together(log_many, [(writer, 300) for writer in range(8)]) == [0] * 8
+
+
+def test_forked_processes_log_at_once(bundle):
+    assert run_together(log_many, [(writer, 300) for writer in range(8)], log_before) == [0] * 8
     context.log(after=1)
     events = [event["values"] for event in logged(bundle)]
     assert (events[0], events[-1], len(events)) == ({"before": 1}, {"after": 1}, 2402)
@@ -196,6 +200,7 @@ def test_workers_of_a_data_loader_belong_to_the_run(bundle, method):
 
 
 def close_all_and_log(other):
+    context.log(writer=0, number=-1)
     os.closerange(3, 200)
     handles = [os.open(other, os.O_RDWR) for _ in range(20)]  # these get the numbers that were closed
     log_many(0, 5)
@@ -203,7 +208,6 @@ def close_all_and_log(other):
 
 
 def test_code_that_closes_all_descriptors_does_not_lead_the_log_astray(bundle, tmp_path):
-    context.log(writer=0, number=-1)
     other = tmp_path / "other"
     other.touch()
     assert run_together(close_all_and_log, [(other,)]) == [0]
@@ -223,20 +227,18 @@ def test_a_cell_may_change_the_working_folder(bundle, tmp_path, monkeypatch):
 def log_and_tell(told):
     for number in range(10**9):
         context.log(loss=0.5, step=number)
-        os.write(told, b".")
+        told.send(number)
 
 
 def test_a_killed_kernel_loses_nothing_that_was_logged(bundle):
-    hear, tell = os.pipe()
-    with forked(log_and_tell, tell) as child:
-        os.close(tell)
-        time.sleep(0.3)
+    hear, tell = Pipe(duplex=False)
+    with started(log_and_tell, tell) as child:
+        tell.close()
+        while hear.recv() < 100:
+            pass
         os.kill(child.pid, signal.SIGKILL)
-        child.join()
-    with open(hear, "rb") as promises:
-        promised = len(promises.read())
+        promised = 101 + count_told(hear)
     steps = [event["step"] for event in logged(bundle)]
-    assert promised > 100
     assert steps[:promised] == list(range(promised))
 
 
@@ -469,7 +471,7 @@ def test_a_copy_that_is_killed_is_whole_or_absent_and_sealing_passes_over_its_re
         for number in range(50):
             (source / str(number)).write_bytes(b"x" * 100_000)
     for _ in range(4):
-        with forked(copy_for_ever, source):
+        with started(copy_for_ever, source):
             time.sleep(0.03)
     target = bundle.artifacts / "model"
     if target.exists():

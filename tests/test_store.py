@@ -13,11 +13,13 @@ import sys
 import threading
 import time
 import warnings
+from multiprocessing import Pipe, get_context
 from pathlib import Path
 
 import pytest
-from faults import can_mount, fill, forked, run_together, small_disk
+from faults import can_mount, count_told, fill, run_together, small_disk, started
 
+from scalekit import bundle as bundle_room
 from scalekit import index as index_room
 from scalekit.bundle import Bundle, SealedBundle, create_bundle
 from scalekit.catalog import tell_progress
@@ -71,21 +73,20 @@ def test_eight_processes_append_and_every_line_is_whole(tmp_path):
 def append_and_tell(path, told):
     for number in range(10**9):
         append_event(path, {"event": "log", "number": number, "text": "x" * 20_000})
-        os.write(told, b"%d\n" % number)
+        told.send(number)
 
 
 @pytest.mark.parametrize("attempt", range(5))
 def test_a_writer_killed_while_it_appends_loses_nothing_it_was_promised(tmp_path, attempt):
     path = tmp_path / "events.jsonl"
     path.touch()
-    hear, tell = os.pipe()
-    with forked(append_and_tell, path, tell) as child:
-        os.close(tell)
-        time.sleep(0.05 + random.random() / 10)
+    hear, tell = Pipe(duplex=False)
+    with started(append_and_tell, path, tell) as child:
+        tell.close()
+        hear.recv()
+        time.sleep(random.random() / 10)
         child.kill()
-        child.join()
-    with open(hear, "rb") as promises:
-        promised = len(promises.read().splitlines())
+        promised = 1 + count_told(hear)
     append_event(path, {"event": "log", "number": "next"})
     numbers = [event["number"] for event in read_events(path)]
     assert promised > 0
@@ -109,7 +110,7 @@ def test_a_follower_sees_each_event_once_and_never_half_of_one(tmp_path):
     path = tmp_path / "events.jsonl"
     path.touch()
     seen, offset = [], 0
-    with forked(write_lines, path, 0, 300) as child:
+    with started(write_lines, path, 0, 300) as child:
         while child.is_alive() or offset < path.stat().st_size:
             events, offset = follow_events(path, offset)
             seen += events
@@ -175,7 +176,7 @@ def create_for_ever(folder):
 
 @pytest.mark.parametrize("attempt", range(4))
 def test_a_creator_that_is_killed_leaves_no_half_run(store, attempt):
-    with forked(create_for_ever, store.folder):
+    with started(create_for_ever, store.folder):
         wait_until(lambda: store.folder.is_dir() and len(os.listdir(store.folder)) > 5 + attempt)
         time.sleep(random.random() / 50)
     rows = store.list_runs()
@@ -218,7 +219,7 @@ def test_a_run_killed_while_it_seals_is_sealed_or_not_but_never_wrongly(store, a
     (bundle.artifacts / "model.bin").write_bytes(os.urandom(300_000))
     bundle.set_state("running")
     bundle.set_state("succeeded")
-    with forked(seal_for_ever, bundle):
+    with started(seal_for_ever, bundle):
         time.sleep(0.05 + random.random() / 50)
     if bundle.sealed:
         assert bundle.verify() == []
@@ -345,15 +346,21 @@ def end(bundle, state):
         os._exit(3)
 
 
-def test_of_many_who_end_a_run_at_once_exactly_one_succeeds(store, monkeypatch):
-    def check_slowly(*step):  # between looking and writing the others get their chance
+def check_slowly():
+    "Between looking and writing, the others get their chance"
+
+    def check(*step):
         check_step(*step)
         time.sleep(0.05)
 
+    bundle_room.check_step = check
+
+
+def test_of_many_who_end_a_run_at_once_exactly_one_succeeds(store):
     bundle = store.create_run({})
     bundle.set_state("running")
-    monkeypatch.setattr("scalekit.bundle.check_step", check_slowly)
-    codes = run_together(end, [(bundle, state) for state in ("failed", "succeeded", "pruned", "cancelled")])
+    states = ("failed", "succeeded", "pruned", "cancelled")
+    codes = run_together(end, [(bundle, state) for state in states], check_slowly)
     assert sorted(codes) == [0, 3, 3, 3]
     assert len(bundle.events()) == 3
 
@@ -383,7 +390,7 @@ def wait_for_running(bundle):
 
 def test_a_run_whose_process_was_killed_is_found_and_ended(store):
     bundle = store.create_run({})
-    with forked(work_and_wait, bundle) as worker:
+    with started(work_and_wait, bundle) as worker:
         wait_for_running(bundle)
         assert store.reap() == []
         worker.kill()
@@ -398,7 +405,7 @@ def test_a_run_whose_process_was_killed_is_found_and_ended(store):
 
 def test_a_stopped_process_is_alive_however_old_its_heartbeat(store):
     bundle = store.create_run({})
-    with forked(work_and_wait, bundle) as worker:
+    with started(work_and_wait, bundle) as worker:
         wait_for_running(bundle)
         os.kill(worker.pid, signal.SIGSTOP)
         os.utime(bundle.path / "lease", (0, 0))
@@ -407,9 +414,10 @@ def test_a_stopped_process_is_alive_however_old_its_heartbeat(store):
 
 def test_a_process_that_is_dead_but_not_waited_for_is_gone(store):
     bundle = store.create_run({})
-    with forked(work_and_wait, bundle) as worker:
+    code = "import sys, test_store as t; t.work_and_wait(t.Bundle(sys.argv[1]))"
+    with subprocess.Popen([sys.executable, "-c", code, bundle.path], cwd=Path(__file__).parent) as worker:
         wait_for_running(bundle)
-        os.kill(worker.pid, signal.SIGKILL)
+        worker.kill()
         wait_until(lambda: Path(f"/proc/{worker.pid}/stat").read_text().split()[2] == "Z")
         assert store.reap() == [bundle.run_id]
 
@@ -490,7 +498,7 @@ def queue_and_wait(store, n):
 
 def test_queued_runs_live_as_long_as_who_queued_them(store):
     alone = store.create_run({})  # nobody ever answered for it, so nobody can be gone
-    with forked(queue_and_wait, store, 3) as owner:
+    with started(queue_and_wait, store, 3) as owner:
         wait_until(lambda: len(store.list_runs()) == 4)
         assert store.reap() == []
         owner.kill()
@@ -513,12 +521,12 @@ def test_runs_left_in_the_queue_by_one_who_ended_are_lost_too(store):
 def test_while_the_owner_lives_it_decides_what_becomes_of_a_dead_workers_run(store):
     with store.lease() as owner:
         bundle = store.create_run({}, owner)
-        with forked(work_and_wait, bundle):
+        with started(work_and_wait, bundle):
             wait_for_running(bundle)
         assert (store.reap(), bundle.state) == ([], "running")
         bundle.lease(owner=owner)
         bundle.set_state("queued")
-        with forked(work_and_wait, bundle):
+        with started(work_and_wait, bundle):
             wait_for_running(bundle)
     assert store.reap() == [bundle.run_id]
 
@@ -563,16 +571,11 @@ def reap(folder):
     Store(folder).reap()
 
 
-def test_many_who_look_for_lost_runs_at_once_end_each_once(store, monkeypatch):
-    def check_slowly(*step):
-        check_step(*step)
-        time.sleep(0.02)
-
-    monkeypatch.setattr("scalekit.bundle.check_step", check_slowly)
+def test_many_who_look_for_lost_runs_at_once_end_each_once(store):
     bundles = [store.create_run({}) for _ in range(5)]
     for bundle in bundles:
         lend(bundle, born="1")
-    assert run_together(reap, [(store.folder,)] * 6) == [0] * 6
+    assert run_together(reap, [(store.folder,)] * 6, check_slowly) == [0] * 6
     for bundle in bundles:
         assert [event["state"] for event in bundle.events()] == ["queued", "failed"]
         assert bundle.verify() == []
@@ -691,12 +694,16 @@ def test_on_a_full_disk_the_runs_are_listed_all_the_same(tmp_path):
         store.close()
 
 
+def share_disk():
+    index_room._disk_type = lambda folder: "nfs4"
+
+
 def test_on_a_shared_disk_the_index_does_without_a_write_ahead_log(store, monkeypatch):
     monkeypatch.setattr(index_room, "_disk_type", lambda folder: "nfs4")
     store.create_run({})
     with store._catalog._index.session() as db:
         assert db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
-    assert run_together(make_runs, [(store.folder, 5, seed) for seed in range(4)]) == [0] * 4
+    assert run_together(make_runs, [(store.folder, 5, seed) for seed in range(4)], share_disk) == [0] * 4
     assert len(store.list_runs()) == 21
 
 
@@ -757,10 +764,18 @@ def list_in_child(store, parents):
     assert store._catalog._index._db not in (None, parents)
 
 
+def fork_in_session(folder):
+    store = Store(folder)
+    with store._catalog._index.session() as parents:
+        child = get_context("fork").Process(target=list_in_child, args=(store, parents))
+        child.start()
+        child.join()
+    sys.exit(child.exitcode)
+
+
 def test_a_fork_opens_the_index_for_itself_even_while_a_thread_of_its_parent_uses_it(store):
     store.create_run({})
-    with store._catalog._index.session() as parents:
-        assert run_together(list_in_child, [(store, parents)]) == [0]
+    assert run_together(fork_in_session, [(store.folder,)]) == [0]
     assert len(store.list_runs()) == 2
 
 

@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 
 import psutil
 import pytest
-from faults import forked
+from faults import started
 from notebooks import write_notebook
 from processes import start_scalekit, wait_until
 
@@ -306,7 +306,7 @@ def test_a_run_whose_worker_was_killed_is_found_though_dask_says_nothing(place):
     placement = Placement(cluster=None)
     with store.lease() as owner:
         orders = [RunOrder(str(store.create_run({}, owner).path), "/") for _ in range(3)]
-        with forked(take_on, orders[0].path), forked(take_on, orders[1].path) as victim:
+        with started(take_on, orders[0].path), started(take_on, orders[1].path) as victim:
             wait_until(lambda: not any(os.path.islink(f"{order.path}/lease") for order in orders[:2]))
             placement.running = {MagicMock(name=order.path): order for order in orders}
             assert placement.find_orphan() is None
