@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NoWarmKernel', 'is_own_command', 'find_runtime_folder', 'WarmKernel', 'start_kernel', 'PlainKernel',
-           'start_plain_kernel', 'hold_server', 'describe_server']
+           'start_plain_kernel', 'start_program', 'hold_server', 'describe_server']
 
 # %% ../../nbs/30e_kernels.client.ipynb #3a33f459
 import fcntl
@@ -343,6 +343,23 @@ def start_plain_kernel(
     order = make_order(folder, environment, threads=None)
     request = {"op": "plain", "arguments": list(arguments), "order": order, "leftovers": list(leftovers)}
     answer, _, lifeline = _ask(request, modules, linger, environment, output)
+    return PlainKernel(answer["pid"], lifeline)
+
+# %% ../../nbs/30e_kernels.client.ipynb #87071cec
+def start_program(
+    program: str,  # `module:function`; it is called with the numbers of `files`, as they are in its process
+    modules: Sequence[str],  # As for `start_kernel`
+    linger: float,  # As for `start_kernel`
+    folder: str | os.PathLike,  # As for `start_kernel`
+    environment: dict[str, str],  # As for `start_kernel`
+    threads: int | None = 1,  # As for `start_kernel`
+    output: tuple[int, int] = (1, 2),  # Descriptors of its stdout and stderr
+    files: Sequence[int] = (),  # Descriptors that it gets besides, at most 6
+) -> PlainKernel:
+    "Call a function in a forked process; raises `NoWarmKernel` with the reason if there can be none"
+    _check_folder(folder)
+    request = {"op": "program", "program": program, "order": make_order(folder, environment, threads)}
+    answer, _, lifeline = _ask(request, modules, linger, environment, (*output, *files))
     return PlainKernel(answer["pid"], lifeline)
 
 # %% ../../nbs/30e_kernels.client.ipynb #14f6b43b
