@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .core import ScaleKitError, sha256_file, sync_folder, utc_now, write_atomic
+from .core import ScaleKitError, sync_folder, utc_now, write_atomic
 from .events import dump_json, load_json
 from .packing import STRUCTURE, pack, unpack
 from .signing import is_signed, sign
 from .snapshot import has_state
+from .tensorfile import FileSum, find_difference
 
 # %% ../nbs/22f_shelf.ipynb #887c48c3
 MANIFEST = "manifest.json"
@@ -109,8 +110,7 @@ class Shelf:
             target = self.folder / f"{saved.step}.{saved.number}"
         try:
             aside.mkdir()
-            pack(content, aside, self.allow_pickle)
-            _write_manifest(aside, saved)
+            _write_manifest(aside, saved, pack(content, aside, self.allow_pickle))
             os.rename(aside, target)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)  # the first error is the one to tell
@@ -121,12 +121,9 @@ class Shelf:
     def check(self, saved: Saved) -> None:
         "Compare the files of a step with its manifest; raises `Damaged`"
         assert saved.place
-        for name, about in saved.files.items():
-            path = saved.place / name
-            if not path.is_file() or path.stat().st_size != about["size"]:
-                raise Damaged(f"{name} is not whole")
-            if sha256_file(path) != about["sha256"]:
-                raise Damaged(f"{name} is not as it was saved")
+        for name, promised in saved.files.items():
+            if difference := find_difference(saved.place / name, promised):
+                raise Damaged(f"{name} {difference}")
 
     def read(self, saved: Saved) -> dict[str, Any]:  # As given to `write`
         "What was saved; raises `Damaged`"
@@ -152,11 +149,7 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 # %% ../nbs/22f_shelf.ipynb #e3efa6a3
-def _write_manifest(folder: Path, saved: Saved) -> None:
-    files = {
-        path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in sorted(folder.iterdir())
-    }
+def _write_manifest(folder: Path, saved: Saved, files: dict[str, FileSum]) -> None:
     manifest = {"step": saved.step, "values": saved.values, "number": saved.number, "files": files}
     manifest |= {"time": utc_now(), "slot": folder.parent.name}
     signature = sign(dump_json(manifest, sort_keys=True).encode())

@@ -15,11 +15,11 @@ from typing import Any
 from .artifacts import describe_type
 from .forms import UnwritableValue, is_secret
 from .snapshot import State
+from .tensorfile import DTYPES
 from .values import MAX_DEPTH, from_json, to_json
 
 # %% ../nbs/22d_structure.ipynb #9895f405
-_DTYPES = {f"{kind}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)} - {"float8"}
-_DTYPES |= {"bool", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64", "complex128"}
+_DTYPES = DTYPES.keys() | {"complex64", "complex128"}
 
 
 def _is_kept_tensor(value: Any) -> bool:
