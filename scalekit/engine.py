@@ -299,7 +299,8 @@ class Execution:
             self._exit = _wants_exit(reply["content"])
             if self._exit or _is_fine(cell, reply["content"]):
                 return "succeeded", None
-            return "failed", Failure(index, reply["content"]["ename"], reply["content"]["evalue"])
+            failure = Failure(index, reply["content"]["ename"], reply["content"]["evalue"])
+            return ("preempted" if failure.name == "Preempted" else "failed"), failure
         failure = Failure(index, name, text)
         add_error(cell, failure.name, failure.text)
         return state, failure

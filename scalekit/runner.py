@@ -138,6 +138,7 @@ def make_order(
         preload=settings.warm_modules, linger=settings.linger, limits=plan.limits, secrets=secrets,
         journal=settings.journal, earlier=str(earlier.path) if earlier else None,
         cache=str(bundle.path.parent / CACHE) if cache else None, keep_kernel=keep_kernel,
+        patience=settings.preemption.grace,
         parameters_source=_write_source(plan.values, reveal=True) if secrets else None,
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..context import current_run
 from ..core import ScaleKitError
+from ..seal import STOP
 
 if TYPE_CHECKING:
     import torch
@@ -145,6 +146,13 @@ class World:
             self.reason = _read_stop()
         return self.reason
 
+    def ask_to_leave(
+        self,
+        reason: str,  # For example `"SIGTERM"`
+    ) -> None:
+        "Let `notice` tell it; for signal handlers and threads"
+        self.reason = self.reason or reason
+
 
 _PAUSE = 0.2  # Between two words to the supervisor, and between two looks at a file [s]
 
@@ -159,7 +167,7 @@ def _read_stop() -> str | None:
     "Whether somebody has asked the run around this process to make room"
     run = current_run()
     try:
-        wanted = (run.path / "stop").read_text() if run.path else ""
+        wanted = (run.path / STOP).read_text() if run.path else ""
     except OSError:
         return None
     return "the run was asked to make room" if wanted == "preempted" else None
