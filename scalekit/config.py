@@ -137,7 +137,9 @@ def _read_file(file):
         raise ConfigError(f"{file}: a profile stands under [profiles.{name}], got [profile.{name}]")
     check_keys(file, said, _SETTINGS_RULES)
     tables = said.get("profiles", {})
-    made: dict[str, Any] = {"profiles": {name: _read_profile(file, name, table) for name, table in tables.items()}}
+    made: dict[str, Any] = {
+        "profiles": {name: _read_profile(file, name, table) for name, table in tables.items()}
+    }
     if "preemption" in said:
         check_keys(f"{file}: [preemption]", said["preemption"], _PREEMPTION_RULES)
         table = said["preemption"]
