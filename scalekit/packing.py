@@ -16,7 +16,7 @@ from .artifacts import BadValue
 from .events import dump_json, load_json
 from .forms import UnreadableValue, UnwritableValue
 from .snapshot import State
-from .structure import CONTAINERS, Packer, make_container, read_table
+from .structure import CONTAINERS, Packer, Sharded, make_container, read_table
 from .tensorfile import FileSum, tensor_parts, write_summed
 from .values import from_json
 
@@ -61,6 +61,7 @@ def write_packed(
 
 # %% ../nbs/22e_packing.ipynb #c52276fc
 STRUCTURE, TENSORS, ARRAYS = "state.json", "tensors.safetensors", "arrays.npz"
+SHARDS = "shards"  # A folder in it, for pieces of sharded tensors
 TABLE, OBJECT = "table-{}.parquet", "object-{}.pkl"
 
 
@@ -124,6 +125,8 @@ class _Reader:
     def _decode_data(self, tag: str, data: dict[str, Any]) -> Any:
         if tag == "$state":
             return State(data["kind"], self.decode(data["$state"], on_cpu=True))
+        if tag == "$sharded":
+            return Sharded(self._folder / SHARDS, data[tag], tuple(data["shape"]), data["dtype"])
         if tag == "$array":
             return self._arrays[str(data["$array"])]
         if tag == "$table":

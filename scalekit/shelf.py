@@ -12,17 +12,18 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .core import ScaleKitError, sync_folder, utc_now, write_atomic
 from .events import dump_json, load_json
-from .packing import STRUCTURE, pack, unpack
+from .packing import STRUCTURE, encode_values, unpack, write_packed
 from .signing import is_signed, sign
 from .snapshot import has_state
-from .tensorfile import FileSum, find_difference
+from .tensorfile import FileSum, find_difference, start_sum
 
 # %% ../nbs/22f_shelf.ipynb #887c48c3
 MANIFEST = "manifest.json"
@@ -40,7 +41,8 @@ class Saved:
     values: dict[str, Any]
     number: int = field(repr=False)  # Counts the saves of a training; the newest has the highest
     place: Path | None = field(default=None, repr=False, compare=False)  # Its folder
-    files: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)  # By name
+    files: dict[str, FileSum] = field(default_factory=dict, repr=False, compare=False)  # By path below it
+    about: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # What else is to be known
 
     @property
     def size(self) -> int:  # [bytes]
@@ -68,11 +70,14 @@ def choose_kept(
     keep_last: int,  # How many of the newest
     keep_best: int = 0,  # And how many of the best
     goal: Goal | None = None,  # What makes one better
+    keep_every: int | None = None,  # And every so manieth
 ) -> list[Saved]:  # Newest first
     "The steps that are worth their disk"
     newest = sorted(saved, key=lambda one: -one.number)
-    best = rank_saved(saved, goal)[:keep_best]
-    return [one for place, one in enumerate(newest) if place < keep_last or one in best]
+    kept = {id(one) for one in [*newest[:keep_last], *rank_saved(saved, goal)[:keep_best]]}
+    if keep_every:
+        kept |= {id(one) for one in saved if one.number % keep_every == 0}
+    return [one for one in newest if id(one) in kept]
 
 # %% ../nbs/22f_shelf.ipynb #3ce61211
 def _is_finite(value: Any) -> bool:
@@ -86,53 +91,91 @@ class Shelf:
         self,
         folder: Path,  # Of these steps only; made if it is not there
         allow_pickle: bool = False,  # For objects that have no form of their own
+        *,
+        signed: bool = True,  # Read only what this user's key has signed; without it pickle is never allowed
+        tidy: bool = True,  # Remove what was left by somebody who was killed; False if others write here now
     ) -> None:
-        self.folder, self.allow_pickle = folder, allow_pickle
+        self.folder, self.signed = folder, signed
+        self.allow_pickle = allow_pickle and signed
+        self.algorithm = "sha256" if signed else "xxh3_128"
         folder.mkdir(exist_ok=True)
-        for leftover in folder.glob(".*"):  # of somebody who was killed
+        for leftover in folder.glob(".*") if tidy else ():
             _remove(leftover)
 
     def list_saved(self) -> tuple[list[Saved], dict[str, str]]:  # Newest first; and what is wrong with others
         "The steps that this user saved here; their files are not checked yet"
         saved, wrong = [], {}
-        for place in self.folder.iterdir():
+        for place in sorted(self.folder.glob("[!.]*")):
             try:
-                saved.append(_read_manifest(place))
+                saved.append(_read_manifest(place, self.signed))
             except Damaged as reason:
                 wrong[place.name] = str(reason)
         return sorted(saved, key=lambda one: -one.number), wrong
 
     def write(self, saved: Saved, content: dict[str, Any]) -> Saved:  # The same, with its place and files
         "Save a step; it is on disk when this returns, or was never there"
-        aside = self.folder / f".{saved.step}.{os.getpid()}.{secrets.token_hex(4)}"
-        target = self.folder / str(saved.step)
-        if os.path.lexists(target):
-            target = self.folder / f"{saved.step}.{saved.number}"
+        with self.making(saved.step) as aside:
+            packed = encode_values(content, self.allow_pickle)
+            return self.publish(aside, saved, write_packed(*packed, aside, self.algorithm))
+
+    @contextmanager
+    def making(self, step: int) -> Iterator[Path]:  # Where to put its files
+        "A folder aside; it is gone after an error"
+        aside = self.folder / f".{step}.{os.getpid()}.{secrets.token_hex(4)}"
         try:
             aside.mkdir()
-            _write_manifest(aside, saved, pack(content, aside, self.allow_pickle))
-            os.rename(aside, target)
+            yield aside
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)  # the first error is the one to tell
             raise
-        sync_folder(self.folder)
-        return _read_manifest(target)
 
-    def check(self, saved: Saved) -> None:
+    def publish(
+        self,
+        aside: Path,  # From `making`
+        saved: Saved,
+        files: dict[str, FileSum],  # By path below `aside`; all of them on disk
+    ) -> Saved:  # The same, with its place and files
+        "Give a step its manifest and then its name"
+        for folder in {(aside / name).parent for name in files} - {aside}:  # that follows with the manifest
+            sync_folder(folder)
+        _write_manifest(aside, saved, files, self.signed)
+        target = self.folder / str(saved.step)
+        if os.path.lexists(target):
+            target = self.folder / f"{saved.step}.{saved.number}"
+        os.rename(aside, target)
+        sync_folder(self.folder)
+        return _read_manifest(target, self.signed)
+
+    def check(
+        self,
+        saved: Saved,
+        part: str | None = None,  # Only the files of this folder in it; "" are those in none
+    ) -> None:
         "Compare the files of a step with its manifest; raises `Damaged`"
         assert saved.place
         for name, promised in saved.files.items():
-            if difference := find_difference(saved.place / name, promised):
+            asked = part is None or part == name.rpartition("/")[0]
+            if asked and (difference := find_difference(saved.place / name, promised)):
                 raise Damaged(f"{name} {difference}")
 
     def read(self, saved: Saved) -> dict[str, Any]:  # As given to `write`
         "What was saved; raises `Damaged`"
         self.check(saved)
+        return self.unpack(saved)
+
+    def unpack(
+        self,
+        saved: Saved,
+        part: str = "",  # As for `check`
+    ) -> dict[str, Any]:
+        "What was saved, from files that were checked; raises `Damaged`"
         assert saved.place
-        structure = (saved.place / STRUCTURE).read_bytes()
-        if hashlib.sha256(structure).hexdigest() != saved.files[STRUCTURE]["sha256"]:
-            raise Damaged(f"{STRUCTURE} has just been changed")
-        return unpack(structure, saved.place, self.allow_pickle)
+        name = f"{part}/{STRUCTURE}" if part else STRUCTURE
+        structure, total = (saved.place / name).read_bytes(), start_sum(self.algorithm)
+        total.update(structure)
+        if total.hexdigest() != saved.files[name][self.algorithm]:
+            raise Damaged(f"{name} has just been changed")
+        return unpack(structure, saved.place / part, self.allow_pickle)
 
     def drop(self, saved: Saved) -> None:
         "Forget a step"
@@ -149,23 +192,26 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 # %% ../nbs/22f_shelf.ipynb #e3efa6a3
-def _write_manifest(folder: Path, saved: Saved, files: dict[str, FileSum]) -> None:
+def _write_manifest(folder: Path, saved: Saved, files: dict[str, FileSum], signed: bool) -> None:
     manifest = {"step": saved.step, "values": saved.values, "number": saved.number, "files": files}
-    manifest |= {"time": utc_now(), "slot": folder.parent.name}
-    signature = sign(dump_json(manifest, sort_keys=True).encode())
-    write_atomic(folder / MANIFEST, dump_json({"manifest": manifest, "signature": signature}))
+    manifest |= {"time": utc_now(), "slot": folder.parent.name, "about": saved.about}
+    text = dump_json(manifest, sort_keys=True).encode()
+    seal = {"signature": sign(text)} if signed else {"sha256": hashlib.sha256(text).hexdigest()}
+    write_atomic(folder / MANIFEST, dump_json({"manifest": manifest} | seal))
 
 
-def _read_manifest(folder: Path) -> Saved:
+def _read_manifest(folder: Path, signed: bool) -> Saved:
     try:
         found = load_json((folder / MANIFEST).read_bytes())
-        manifest, signature = found["manifest"], str(found["signature"])
-        signed = is_signed(dump_json(manifest, sort_keys=True).encode(), signature)
+        manifest, seal = found["manifest"], str(found["signature" if signed else "sha256"])
+        text = dump_json(manifest, sort_keys=True).encode()
+        same = is_signed(text, seal) if signed else hashlib.sha256(text).hexdigest() == seal
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"{MANIFEST} can't be read") from error
-    if not signed or manifest["slot"] != folder.parent.name:
-        raise Damaged(f"{MANIFEST} was not written by this user, or was changed")
-    return Saved(manifest["step"], manifest["values"], manifest["number"], folder, manifest["files"])
+    if not same or (signed and manifest["slot"] != folder.parent.name):
+        raise Damaged(f"{MANIFEST} {'was not written by this user, or ' if signed else ''}was changed")
+    saved = Saved(manifest["step"], manifest["values"], manifest["number"], folder, manifest["files"])
+    return replace(saved, about=manifest.get("about", {}))
 
 # %% ../nbs/22f_shelf.ipynb #2239f393
 class MemoryShelf:
