@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['THREAD_VARIABLES', 'preload', 'find_fork_hazards', 'Stamp', 'stamp_sources', 'find_changed_sources', 'leave_parent',
-           'reseed', 'find_thread_pools', 'set_threads', 'Loaded', 'make_order', 'follow_order']
+           'die_with_parent', 'reseed', 'find_thread_pools', 'set_threads', 'Loaded', 'make_order', 'follow_order']
 
 # %% ../../nbs/30b_kernels.hygiene.ipynb #21c93eda
 import atexit
@@ -124,7 +124,7 @@ def _is_below(file: str, folder: str) -> bool:
 def leave_parent() -> None:
     "Make a forked child independent: own session, signals and exit handlers; dead when its parent is"
     os.setsid()
-    _die_with_parent()
+    die_with_parent()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
@@ -132,13 +132,14 @@ def leave_parent() -> None:
     _forget_exit_handlers()
 
 # %% ../../nbs/30b_kernels.hygiene.ipynb #199eccda
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    "Have the system kill this process when the thread that started it is gone"
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+# %% ../../nbs/30b_kernels.hygiene.ipynb #97485bf2
 def _forget_exit_handlers() -> None:
     atexit._clear()
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]

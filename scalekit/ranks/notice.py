@@ -91,7 +91,7 @@ def _fetch(request: Request) -> str:
 @contextmanager
 def watch_notice(
     said: Preemption,  # Where to look; without file, address and preset there is nothing to do
-    tell: Callable[[str], None],  # Called once, from a thread
+    tell: Callable[[str], object],  # Called once, from a thread
 ) -> Iterator[None]:
     "Look for a notice all along the block"
     if not (said.file or said.url or said.preset):

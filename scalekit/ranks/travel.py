@@ -94,7 +94,7 @@ def _name(function: Any) -> str:
 
 # %% ../../nbs/51c_ranks.travel.ipynb #bd77a015
 def _explain(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception) -> str:
-    import cloudpickle  # type: ignore[import-untyped]
+    import cloudpickle
 
     for name, value in _list_parts(function, args, kwargs):
         try:
@@ -112,7 +112,7 @@ def _kind(value: Any) -> str:
 
 
 def _explain_size(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], size: int) -> str:
-    import cloudpickle  # type: ignore[import-untyped]
+    import cloudpickle
 
     sizes = {name: len(cloudpickle.dumps(value)) for name, value in _list_parts(function, args, kwargs)}
     largest = max(sizes, key=lambda name: sizes[name], default="its code")
@@ -126,7 +126,7 @@ def pack_value(
     value: Any,  # What a function has returned, or an error
 ) -> bytes:
     "A value for `unpack_value` in the notebook; raises `CannotTravel`"
-    import cloudpickle  # type: ignore[import-untyped]
+    import cloudpickle
 
     try:
         return cloudpickle.dumps(value)
