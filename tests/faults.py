@@ -32,7 +32,7 @@ def fill(disk: Path, but: int) -> Path:
 
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["pytest", "torch", "pandas", "scalekit.store", "scalekit.checkpoints"])
+_server.set_forkserver_preload(["pytest", "nbdev.test", "torch", "pandas", "pyarrow"])
 
 
 def _act(folder: str, variables: dict[str, str], work: Callable[..., object], args: tuple) -> None:
@@ -45,7 +45,7 @@ def _act(folder: str, variables: dict[str, str], work: Callable[..., object], ar
 @contextmanager
 def started(work: Callable[..., object], *args: Any) -> Iterator[BaseProcess]:
     "A child that does `work` here and now; killed at the end if it still lives"
-    # A fork of this process would inherit locks that a thread of an earlier test holds, and might wait for ever
+    # A fork of this process would inherit locks that threads of earlier tests hold, and might wait for ever
     process = _server.Process(target=_act, args=(os.getcwd(), dict(os.environ), work, args))
     process.start()
     try:

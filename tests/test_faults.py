@@ -449,8 +449,13 @@ def events_of(row):
 
 
 def pid_of(row, event):
-    "Of the kernel of a run, or of the worker that carries it out (the event of its state)"
-    return [found["pid"] for found in events_of(row) if found["event"] == event and "pid" in found][-1]
+    "Of the kernel of a run, or of the worker that carries it out (the event of its state), once it is told"
+
+    def find():
+        return [found["pid"] for found in events_of(row) if found["event"] == event and "pid" in found]
+
+    wait_until(find)
+    return find()[-1]
 
 
 def two_and_two():
