@@ -1223,6 +1223,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'scalekit.inference.task._count': ('inference.task.html#_count', 'scalekit/inference/task.py'),
                                          'scalekit.inference.task._each': ('inference.task.html#_each', 'scalekit/inference/task.py'),
                                          'scalekit.inference.task._fill_up': ('inference.task.html#_fill_up', 'scalekit/inference/task.py'),
+                                         'scalekit.inference.task._make_input': ( 'inference.task.html#_make_input',
+                                                                                  'scalekit/inference/task.py'),
                                          'scalekit.inference.task._make_inputs': ( 'inference.task.html#_make_inputs',
                                                                                    'scalekit/inference/task.py'),
                                          'scalekit.inference.task.hold_work': ( 'inference.task.html#hold_work',

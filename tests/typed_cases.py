@@ -1,6 +1,7 @@
 """What the tests of parameters share: notebooks, Enums, and equality that looks closely."""
 
 import math
+import re
 import textwrap
 from datetime import datetime, time
 from decimal import Decimal
@@ -58,9 +59,10 @@ def same(a: Any, b: Any) -> bool:
 
 
 def brief(value: Any) -> str:
-    "Name of a case"
+    "Name of a case, the same in each process"
     try:
-        return ascii(value)[:40]
+        shown = sorted(value, key=repr) if isinstance(value, set) else value
+        return re.sub(" at 0x[0-9a-f]+", "", ascii(shown))[:40]
     except ValueError:  # Python does not print integers beyond 4,300 digits
         return "huge"
 
