@@ -21,6 +21,7 @@ _public = {
     "sweeps": "sweep resume_sweep",
     "trials": "Sweep",
     "budget": "Budget",
+    "inference.driver": "Predictions predict",
 }
 _home = {name: module for module, names in _public.items() for name in names.split()}
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .context import record as record
     from .core import ScaleKitError as ScaleKitError
     from .differences import diff as diff
+    from .inference.driver import Predictions as Predictions
+    from .inference.driver import predict as predict
     from .runner import Run as Run
     from .runner import RunFailed as RunFailed
     from .runner import run as run

@@ -84,7 +84,9 @@ class FileChunk:
     ) -> Iterator[Any]:  # Record batches
         "The rows, a batch at a time"
         block = batch_size * max(1, BLOCK // batch_size)
-        yield from rebatch((b for piece in self.pieces for b in self._read_piece(piece, columns, block)), batch_size)
+        yield from rebatch(
+            (b for piece in self.pieces for b in self._read_piece(piece, columns, block)), batch_size
+        )
 
     def _read_piece(self, piece: Piece, columns: Sequence[str], block: int) -> Iterator[Any]:
         import pyarrow.parquet as pq

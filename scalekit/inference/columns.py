@@ -62,12 +62,14 @@ def _check_numbers(source: Source, columns: Sequence[str]) -> None:
     if not columns:
         raise BadData(f"{source.words}: no column is left for the model. Name them: columns=[...]")
     kinds = {name: source.schema.field(name).type for name in columns}
-    wrong = [n for n, k in kinds.items() if not (is_.is_integer(k) or is_.is_floating(k) or is_.is_boolean(k))]
+    wrong = [
+        n for n, k in kinds.items() if not (is_.is_integer(k) or is_.is_floating(k) or is_.is_boolean(k))
+    ]
     if wrong:
         right = [name for name in columns if name not in wrong]
         raise BadData(
-            f"{source.words}: a model takes numbers, and column {wrong[0]!r} is {kinds[wrong[0]]}. Name those that "
-            f"it was trained on, as columns={right[:4]}, or make numbers of it with prepare=lambda df: ..."
+            f"{source.words}: a model takes numbers, and column {wrong[0]!r} is {kinds[wrong[0]]}. Name those "
+            f"that it was trained on, as columns={right[:4]}, or make numbers of it with prepare=lambda df: ..."
         )
 
 # %% ../../nbs/53e_inference.columns.ipynb #956ede77
@@ -94,7 +96,9 @@ def _to_matrix(batch: Any, dtype: str | None) -> Any:
     matrix = np.empty((batch.num_rows, batch.num_columns), kind)
     for i, column in enumerate(batch.columns):
         if whole and column.null_count:
-            raise ValueError(f"the model takes {kind}, and column {batch.schema.names[i]!r} has missing values")
+            raise ValueError(
+                f"the model takes {kind}, and column {batch.schema.names[i]!r} has missing values"
+            )
         matrix[:, i] = column.to_numpy(zero_copy_only=False)
     return _to_kind(matrix, dtype)
 
@@ -129,7 +133,9 @@ def make_rows(
         columns[name] = batch.column(name)
     for name, values in _name_answers(answer, shape.names).items():
         if name in columns:
-            raise ValueError(f"column {name!r} is predicted, and there already. Name it otherwise: names=[...]")
+            raise ValueError(
+                f"column {name!r} is predicted, and there already. Name it otherwise: names=[...]"
+            )
         columns[name] = _to_column(name, values, n_rows)
     if shape.for_delta:
         columns = {name: array.cast(to_delta_type(array.type)) for name, array in columns.items()}
@@ -148,7 +154,9 @@ def _name_answers(answer: Any, names: Sequence[str] | None) -> dict[str, Any]:
         if names is None or list(names) == list(named):
             return named
         if len(names) != len(named):
-            raise ValueError(f"the model gives {len(named)} columns ({', '.join(named)}), and names has {len(names)}")
+            raise ValueError(
+                f"the model gives {len(named)} columns ({', '.join(named)}), and names has {len(names)}"
+            )
         return dict(zip(names, named.values(), strict=True))
     if isinstance(answer, tuple):
         if names is None or len(names) != len(answer):
@@ -160,7 +168,9 @@ def _name_answers(answer: Any, names: Sequence[str] | None) -> dict[str, Any]:
         return {names[0]: answer}
     values = np.asarray(answer)
     if values.ndim != 2 or values.shape[1] != len(names):
-        raise ValueError(f"names has {len(names)} columns, and the model gives an array of shape {values.shape}")
+        raise ValueError(
+            f"names has {len(names)} columns, and the model gives an array of shape {values.shape}"
+        )
     return {name: values[:, i] for i, name in enumerate(names)}
 
 
@@ -180,7 +190,9 @@ def _to_column(name: str, values: Any, n_rows: int) -> Any:
     import pyarrow as pa
 
     if hasattr(values, "detach"):
-        values = values.detach().float().cpu().numpy() if "bfloat16" in str(values.dtype) else values.cpu().numpy()
+        values = (
+            values.detach().float().cpu().numpy() if "bfloat16" in str(values.dtype) else values.cpu().numpy()
+        )
     is_one = isinstance(values, str) or not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0
     if is_one or len(values) != n_rows:
         found = "one value" if is_one else len(values)

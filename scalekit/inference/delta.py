@@ -65,12 +65,16 @@ def check_table(
     renamed = table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none"
     if kept_apart or renamed:
         what = f"is partitioned by {', '.join(kept_apart)}" if kept_apart else "maps names of columns"
-        raise BadOutput(f"{folder} {what}, which predict can't write. Name another folder, and merge from there")
+        raise BadOutput(
+            f"{folder} {what}, which predict can't write. Name another folder, and merge from there"
+        )
     has, gives = (_list_fields(pa.schema(s)) for s in (table.schema(), _to_delta(schema)))
     if has != gives:
         told = [f"{n} is {has.get(n, 'not there')}, predicted {gives.get(n, 'not at all')}"
                 for n in dict.fromkeys((*has, *gives)) if has.get(n) != gives.get(n)]  # fmt: skip
-        raise BadOutput(f"{folder} has other columns: {'; '.join(told)}. Name another folder, or use names=[...]")
+        raise BadOutput(
+            f"{folder} has other columns: {'; '.join(told)}. Name another folder, or use names=[...]"
+        )
 
 # %% ../../nbs/53g_inference.delta.ipynb #77311fb5
 def _to_delta(schema: Any) -> Any:

@@ -61,7 +61,9 @@ class _Reader:
     def _parts_of_function(self, value: types.FunctionType) -> list[Any]:
         if is_installed(value):
             return [value.__module__, value.__qualname__]
-        used = {name: value.__globals__[name] for name in _list_names(value.__code__) if name in value.__globals__}
+        used = {
+            name: value.__globals__[name] for name in _list_names(value.__code__) if name in value.__globals__
+        }
         cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
         used |= {name: _look_in(cell) for name, cell in cells}
         defaults = (value.__defaults__, value.__kwdefaults__)
@@ -72,7 +74,11 @@ class _Reader:
         if array is not None:
             return [str(array.dtype), array.shape, array.reshape(-1).view("uint8").data]
         if isinstance(value, type):
-            return [value.__module__.replace("__mp_main__", "__main__"), value.__qualname__, *self._code_of(value)]
+            return [
+                value.__module__.replace("__mp_main__", "__main__"),
+                value.__qualname__,
+                *self._code_of(value),
+            ]
         torch = sys.modules.get("torch")
         if torch and isinstance(value, torch.nn.Module):
             kinds = {type(part) for part in value.modules()}
@@ -85,7 +91,11 @@ class _Reader:
     def _code_of(self, kind: type) -> list[Any]:
         if is_installed(kind):
             return []
-        return [(name, self.read(item)) for name, item in vars(kind).items() if isinstance(item, types.FunctionType)]
+        return [
+            (name, self.read(item))
+            for name, item in vars(kind).items()
+            if isinstance(item, types.FunctionType)
+        ]
 
 # %% ../../nbs/53c_inference.fingerprint.ipynb #10d5fbd3
 def _list_names(code: types.CodeType) -> set[str]:

@@ -64,7 +64,9 @@ def _tell_apart(old: dict[str, Any], new: Plan) -> str:
     for what in ("model", "data"):
         if old[what] != getattr(new, what):
             was, is_ = old["words"].get(what, ""), new.words.get(what, "")
-            told.append(f"the {what} is another ({was} before, {is_} now)" if was != is_ else f"the {what} changed")
+            told.append(
+                f"the {what} is another ({was} before, {is_} now)" if was != is_ else f"the {what} changed"
+            )
     before = old["arguments"]
     for name in sorted({*before, *new.arguments}):
         if before.get(name) != new.arguments.get(name):
@@ -80,7 +82,9 @@ def _lock(folder: Path, output: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise BadOutput(f"{output}: {holder} predicts into it now. Wait for it, or name another folder") from None
+            raise BadOutput(
+                f"{output}: {holder} predicts into it now. Wait for it, or name another folder"
+            ) from None
         file.truncate(0)
         file.write(f"{this_process()} (since {utc_now()[:19]} UTC)")
         file.flush()
@@ -109,10 +113,11 @@ def open_ledger(
     with _lock(home, output):
         plans = {path.parent: json.loads(path.read_bytes()) for path in home.glob("*/plan.json")}
         own = home / plan.fingerprint
-        if fresh:
-            for folder, old in plans.items():
+        for folder, old in plans.items():
+            if fresh or not (folder / "ledger.jsonl").exists():  # a first try that failed binds nobody
                 _forget(output, folder, old)
-        elif not append:
+        plans = {folder: old for folder, old in plans.items() if folder.exists()}
+        if not (append or fresh):
             _refuse_others(output, plan, {k: old for k, old in plans.items() if k != own}, own in plans)
         ledger = Ledger(output, own, delta)
         ledger.begin(plan, replace=fresh)
@@ -134,14 +139,18 @@ def _check_place(output: Path, delta: bool) -> None:
     others = sorted(path.name for path in output.iterdir())
     if others:
         more = f" and {len(others) - 1} more" if others[1:] else ""
-        raise BadOutput(f"{output} holds something else ({others[0]}{more}), which stays. Name another folder")
+        raise BadOutput(
+            f"{output} holds something else ({others[0]}{more}), which stays. Name another folder"
+        )
 
 
 def _refuse_unless_ours(output: Path) -> None:
     "Parquet files that are no table: finished parts of a table to be, or somebody's"
     plans = [json.loads(path.read_bytes()) for path in (output / HOME).glob("*/plan.json")]
     if not any(plan["delta"] for plan in plans):
-        raise BadOutput(f"{output} holds parquet files that are no Delta table, which stay. Name another folder")
+        raise BadOutput(
+            f"{output} holds parquet files that are no Delta table, which stay. Name another folder"
+        )
 
 
 def _refuse_others(output: Path, plan: Plan, others: dict[Path, dict], known: bool) -> None:
@@ -179,12 +188,22 @@ class Ledger:
         if not path.exists():
             self.folder.mkdir(exist_ok=True)
             number = count_commits(self.output, plan.fingerprint) + replace if self.delta else 0
-            facts = {"token": secrets.token_hex(4), "delta": self.delta, "replace": replace, "begun": utc_now()}
+            facts = {
+                "token": secrets.token_hex(4),
+                "delta": self.delta,
+                "replace": replace,
+                "begun": utc_now(),
+            }
             facts["transaction"] = max(1, number)
             write_atomic(path, json.dumps({**asdict(plan), **facts}, indent=1))
             sync_folder(self.folder.parent)
         self._plan = json.loads(path.read_bytes())
         self.attempt.mkdir()
+
+    @property
+    def replaces(self) -> bool:
+        "Will the Delta table have these rows only?"
+        return self._plan["replace"]
 
     @property
     def is_committed(self) -> bool:
@@ -227,7 +246,7 @@ class Ledger:
         aside = self.attempt / receipt.file
         if not aside.exists():
             raise BadOutput(
-                f"partition {receipt.partition}: {receipt.worker} wrote {aside}, which is not to be seen here. "
+                f"partition {receipt.partition}: {receipt.worker} wrote {aside}, which is not seen here. "
                 "The output must be a folder that all workers share"
             )
         self.schema = self.schema if self.schema is not None else schema

@@ -40,7 +40,7 @@ class Model:
         raise NotImplementedError
 
     def hold_open(self, gpu: bool | None) -> Run:
-        "Open once in this process, for as long as this object lives: a worker gets one for all of its partitions"
+        "Open once in this process, for as long as this object lives: once for all of a worker's partitions"
         with _opening:
             if "_held" not in self.__dict__:
                 context = self.open(gpu)
@@ -85,7 +85,7 @@ class TorchModel(Model):
         return super().__getstate__() | {"module": cloudpickle.dumps(_to_cpu(self.module))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        import cloudpickle  # type: ignore[import-untyped]
+        import cloudpickle
 
         self.__dict__ |= state | {"module": cloudpickle.loads(state["module"])}
 
@@ -113,7 +113,11 @@ def _map_values(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, dict):
         return {name: change(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)) and not hasattr(value, "dtype"):
-        return type(value)(change(item) for item in value) if type(value) in (tuple, list) else tuple(map(change, value))
+        return (
+            type(value)(change(item) for item in value)
+            if type(value) in (tuple, list)
+            else tuple(map(change, value))
+        )
     return change(value)
 
 
@@ -206,7 +210,9 @@ class OnnxModel(_FileModel):
     def open(self, gpu: bool | None) -> Iterator[Run]:
         self._check()
         session = self._start(gpu is not False)
-        inputs, outputs = ([node.name for node in nodes] for nodes in (session.get_inputs(), session.get_outputs()))
+        inputs, outputs = (
+            [node.name for node in nodes] for nodes in (session.get_inputs(), session.get_outputs())
+        )
 
         def run(batch: Any) -> Any:
             given = batch if isinstance(batch, (dict, tuple, list)) else (batch,)
@@ -267,12 +273,12 @@ class FunctionModel(Model):
         yield self.function
 
     def __getstate__(self) -> dict[str, Any]:
-        import cloudpickle  # type: ignore[import-untyped]
+        import cloudpickle
 
         return super().__getstate__() | {"function": cloudpickle.dumps(self.function)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        import cloudpickle  # type: ignore[import-untyped]
+        import cloudpickle
 
         self.__dict__ |= state | {"function": cloudpickle.loads(state["function"])}
 
@@ -294,8 +300,8 @@ def _recognise(model: Any) -> Model:
         kinds: dict[str, type[_FileModel]] = {".pt2": ExportedModel, ".onnx": OnnxModel}
         if path.suffix not in kinds:
             raise BadModel(
-                f"{path}: a model's file must end in .pt2 (torch.export.save) or .onnx. Weights alone need their "
-                "module: model.load_state_dict(torch.load(path, weights_only=True)), then predict(model, ...)"
+                f"{path}: a model's file must end in .pt2 (torch.export.save) or .onnx. Weights alone need "
+                "their module: model.load_state_dict(torch.load(path, weights_only=True)), then predict(model, ...)"
             )
         if not path.is_file():
             raise BadModel(f"{path}: there is no such file (from {os.getcwd()})")
@@ -305,8 +311,8 @@ def _recognise(model: Any) -> Model:
     if callable(model) and not isinstance(model, type):
         return FunctionModel(model)
     raise BadModel(
-        "model must be a torch module, a .pt2 or .onnx file, or a function of a batch, "
-        f"got {model!r}"[:300] + ". Write predict(model.eval(), ...) or predict(lambda df: ..., ...)"
+        f"model must be a torch module, a .pt2 or .onnx file, or a function of a batch, got {model!r}"[:300]
+        + ". Write predict(model.eval(), ...) or predict(lambda df: ..., ...)"
     )
 
 

@@ -95,7 +95,9 @@ class Source:
         known = [] if self.schema is None else self.schema.names
         for name in names:
             if self.schema is None:
-                raise BadData(f"{what}={name!r}: {self.words} has no columns. Give a DataFrame, or leave it out")
+                raise BadData(
+                    f"{what}={name!r}: {self.words} has no columns. Give a DataFrame, or leave it out"
+                )
             if name not in known:
                 raise BadData(f"{what}: {self.words} has no column {name!r}. {suggest(str(name), known)}")
 
@@ -121,11 +123,13 @@ def _schema_of(frame: Any) -> Any:
     try:
         return pa.Table.from_pandas(frame, preserve_index=False).schema.remove_metadata()
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise BadData(f"the DataFrame has a column of mixed types: {error}. Give it one: .astype(str)") from error
+        raise BadData(
+            f"the DataFrame has a column of mixed types: {error}. Give it one: .astype(str)"
+        ) from error
 
 # %% ../../nbs/53b_inference.source.ipynb #2e2c9ffd
 def open_source(
-    data: Any,  # Parquet file or folder, list of files, Delta table, DataFrame, Arrow table, array, dict of arrays
+    data: Any,  # Parquet files or folder, Delta table, DataFrame, Arrow table, array, dict of arrays
     partition_rows: int,  # Rows of a partition at most
 ) -> Source:
     "Cut `data` into partitions; raises `BadData`"
@@ -141,7 +145,11 @@ def open_source(
 
 # %% ../../nbs/53b_inference.source.ipynb #607817f9
 def _is_paths(data: Any) -> bool:
-    return isinstance(data, (list, tuple)) and bool(data) and all(isinstance(p, (str, os.PathLike)) for p in data)
+    return (
+        isinstance(data, (list, tuple))
+        and bool(data)
+        and all(isinstance(p, (str, os.PathLike)) for p in data)
+    )
 
 
 def _open_files(data: Any, most: int) -> Source:
@@ -152,14 +160,18 @@ def _open_files(data: Any, most: int) -> Source:
     words = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more files"
     for path in paths:
         if "://" in path:
-            raise BadData(f"{path}: data must lie in a folder that every worker sees. Mount it, or copy it first")
+            raise BadData(
+                f"{path}: data must lie in a folder that every worker sees. Mount it, or copy it first"
+            )
         if not os.path.exists(path):
             raise BadData(f"{path}: there is no such file or folder (from {os.getcwd()})")
     if len(paths) == 1 and os.path.isdir(os.path.join(paths[0], "_delta_log")):
         return _open_delta(paths[0], most)
     try:
         found = ds.dataset(paths if len(paths) > 1 else paths[0], format="parquet", partitioning="hive")
-        fragments = sorted(found.get_fragments(), key=lambda f: paths.index(f.path) if f.path in paths else f.path)
+        fragments = sorted(
+            found.get_fragments(), key=lambda f: paths.index(f.path) if f.path in paths else f.path
+        )
         units = [unit for f in fragments for unit in _list_units(f, found.schema)]
     except (pa.ArrowInvalid, OSError) as error:
         raise BadData(f"{words} can't be read as parquet: {error}") from error
@@ -203,7 +215,10 @@ def _open_delta(table: Any, most: int) -> Source:
     places = {os.path.basename(uri): uri for uri in table.file_uris()}
     units = []
     for action in actions:
-        place, given = places[os.path.basename(action["path"])], tuple((action.get("partition") or {}).items())
+        place, given = (
+            places[os.path.basename(action["path"])],
+            tuple((action.get("partition") or {}).items()),
+        )
         path = place if os.path.exists(place) else _decode(place)
         facts = pq.read_metadata(path)
         rows = (facts.row_group(i).num_rows for i in range(facts.num_row_groups))
@@ -232,14 +247,22 @@ def _open_memory(data: Any, most: int) -> Source:
     import pyarrow as pa
 
     kind = f"the {type(data).__name__}"
-    if type(data).__module__.partition(".")[0] == "pandas" and hasattr(data, "iloc") and hasattr(data, "columns"):
+    if (
+        type(data).__module__.partition(".")[0] == "pandas"
+        and hasattr(data, "iloc")
+        and hasattr(data, "columns")
+    ):
         _check_names(data.columns)
         return _hash_memory(Source(kind, _slice(len(data), most), [], _schema_of(data), data))
     if hasattr(data, "__arrow_c_stream__") or isinstance(data, (pa.Table, pa.RecordBatch)):
         table = pa.table(data)
         return _hash_memory(Source(kind, _slice(len(table), most), [], table.schema.remove_metadata(), table))
-    arrays = {k: _to_numpy(k, a) for k, a in data.items()} if isinstance(data, dict) else _to_numpy("data", data)
-    sizes = {name: len(a) for name, a in arrays.items()} if isinstance(arrays, dict) else {"data": len(arrays)}
+    arrays = (
+        {k: _to_numpy(k, a) for k, a in data.items()} if isinstance(data, dict) else _to_numpy("data", data)
+    )
+    sizes = (
+        {name: len(a) for name, a in arrays.items()} if isinstance(arrays, dict) else {"data": len(arrays)}
+    )
     if len(set(sizes.values())) != 1:
         raise BadData(f"all arrays must have the same number of rows, got {sizes or 'no array'}")
     return _hash_memory(Source(kind, _slice(next(iter(sizes.values())), most), [], None, arrays))
@@ -250,7 +273,9 @@ def _check_names(names: Any) -> None:
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if wrong or twice:
         found = f"{wrong[0]!r}" if wrong else f"{twice[0]!r} twice"
-        raise BadData(f"names of columns must be different texts, got {found}. Rename with df.columns = [...]")
+        raise BadData(
+            f"names of columns must be different texts, got {found}. Rename with df.columns = [...]"
+        )
 
 
 def _to_numpy(name: str, values: Any) -> Any:
