@@ -18,7 +18,7 @@ from typing import Any
 from .artifacts import BadValue, to_metric, to_scalar
 from .bundle import Bundle
 from .config import load_settings
-from .context import current_run
+from .context import current_run, vouch
 from .core import suggest
 from .events import promise
 from .forms import UnreadableValue
@@ -75,6 +75,7 @@ class Slot:
         number = self._saved[0].number + 1 if self._saved else 1
         begin = monotonic()
         with self._adding():
+            vouch()
             objects = {name: take_snapshot(item) for name, item in self._objects.items()}
             content = {"objects": objects, "random": take_random()}
             saved = self._shelf.write(Saved(step, metrics, number), content)
@@ -212,6 +213,7 @@ def checkpoint(
     with promise(f"run {bundle.run_id} can't keep checkpoints"):
         shelf = Shelf(bundle.path / FOLDER / name, allow_pickle)
         slot = Slot(name, objects, shelf, keep_last, keep_best, found, bundle)
+        vouch()
         slot.go_on()
     return slot
 
