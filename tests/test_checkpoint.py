@@ -536,7 +536,11 @@ def test_a_number_is_given_to_the_slot_and_read_from_it(bundle):
         slot["bset"]
 
 
-@pytest.mark.parametrize("value", [threading.Lock(), (x for x in "a"), object(), lambda: 1], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value",
+    [threading.Lock(), (x for x in "a"), object(), lambda: 1],
+    ids=["lock", "generator", "object", "function"],
+)
 def test_what_has_no_form_is_told_where_it_is_given_and_not_after_the_first_epoch(bundle, value):
     with pytest.raises(BadValue, match="'thing' can't be kept: it holds a .*allow_pickle = true") as caught:
         checkpoint(thing={"inside": [value]})
