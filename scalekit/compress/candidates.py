@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Inputs', 'Train', 'NotCompressible', 'MissingPackage', 'Change', 'Candidate', 'as_candidate', 'copy_model',
            'add_change', 'count_weights', 'count_flops', 'as_tuple', 'find_layers', 'count_steps', 'train_model',
-           'train_control', 'import_extra']
+           'train_control', 'import_extra', 'hush']
 
 # %% ../../nbs/54a_compress.candidates.ipynb #486e6417
 import copy
 import importlib
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -220,7 +221,7 @@ def import_extra(
     purpose: str,  # What needs it
 ) -> Any:  # The module
     "Import what an extra brings; raises `MissingPackage`"
-    with _hushed("torchao", "torch.utils._pytree"):
+    with hush("torchao", "torch.utils._pytree"):
         try:
             return importlib.import_module(module)
         except ImportError as error:
@@ -230,16 +231,20 @@ def import_extra(
                 f"{purpose} needs the package {package}. Install it: pip install 'scalekit[compress]'"
             ) from error
 
-# %% ../../nbs/54a_compress.candidates.ipynb #d7fbac32
+
 @contextmanager
-def _hushed(*names: str) -> Iterator[None]:
-    "Only errors of these loggers are shown"
+def hush(
+    *names: str,  # Of loggers; those below them are meant too
+) -> Iterator[None]:
+    "Only errors of these loggers are shown, and no warnings"
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
