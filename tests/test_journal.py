@@ -45,6 +45,13 @@ def test_a_mended_cell_is_the_first_that_runs(folder, every_cell):
     assert cells[1]["outputs"][0]["data"]["text/plain"] == ["'shown'"] and cells[2]["execution_count"] == 3
 
 
+def test_a_class_and_its_objects_need_not_run_again(folder, every_cell):
+    cells = ["class Box:\n    def __init__(self, n): self.n = n\nbox = Box(3)", "box.n += 1"]
+    broken = play(folder, *cells, "1 / 0")
+    resumed = play(folder, *cells, "import scalekit as sk; sk.record(n=box.n)", resume=broken.run_id)
+    assert statuses(resumed) == ["restored"] * 2 + ["completed"] and resumed.bundle.records() == {"n": 4}
+
+
 def test_what_restored_cells_have_logged_belongs_to_the_new_run(folder, every_cell):
     cells = [
         "import scalekit as sk",
