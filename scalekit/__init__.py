@@ -20,6 +20,8 @@ _public = {
     "space": "uniform log_uniform int_uniform normal log_normal choice from_signature",
     "sweeps": "sweep resume_sweep",
     "trials": "Sweep",
+    "ranks.launcher": "launch RankFailed",
+    "ranks.world": "Preempted current_world",
     "budget": "Budget",
     "inference.driver": "Predictions predict",
 }
@@ -41,6 +43,10 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .differences import diff as diff
     from .inference.driver import Predictions as Predictions
     from .inference.driver import predict as predict
+    from .ranks.launcher import RankFailed as RankFailed
+    from .ranks.launcher import launch as launch
+    from .ranks.world import Preempted as Preempted
+    from .ranks.world import current_world as current_world
     from .runner import Run as Run
     from .runner import RunFailed as RunFailed
     from .runner import run as run

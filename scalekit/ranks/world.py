@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Preempted', 'Superseded', 'raise_fence', 'read_fence', 'Exchange', 'World', 'current_world', 'find_device',
-           'enter_world']
+           'is_launched', 'enter_world']
 
 # %% ../../nbs/51a_ranks.world.ipynb #e66c84b6
 import threading
@@ -175,7 +175,7 @@ class World:
         return self.reason
 
     def check_current(self) -> None:
-        "Raise `Superseded` if a newer attempt writes to the folder; to be called before a checkpoint is made valid"
+        "Raise `Superseded` if a newer attempt writes to the folder; called before a checkpoint is made valid"
         if self.folder is not None and (newest := read_fence(self.folder)) > self.attempt:
             raise Superseded(
                 f"{self.folder}: attempt {newest} writes here now, and this is attempt {self.attempt}, "
@@ -259,6 +259,11 @@ def find_device() -> "torch.device":  # `cuda:0` or `cpu`
     import torch
 
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def is_launched() -> bool:
+    "Whether this process has a world that somebody made for it"
+    return bool(_launched)
 
 
 @contextmanager
