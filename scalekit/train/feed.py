@@ -174,7 +174,8 @@ class LoaderSource:
             for batch, weight in self._agree(batches):
                 self._drawn, filled = self._drawn + 1, filled + 1
                 ends = filled == self.accumulate or self._drawn == self._length
-                yield Share(epoch, 0, 0, count_samples(batch), weight, ends), batch
+                last = self._drawn == self._length
+                yield Share(epoch, 0, 0, count_samples(batch), weight, ends, last), batch
                 filled = 0 if ends else filled
             if not self._drawn:
                 raise BadTraining(

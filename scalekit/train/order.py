@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -68,8 +68,7 @@ class Order:
 Last = Literal["keep", "drop", "pad"]
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     "What one rank computes at once: a micro-batch"
 
     epoch: int
@@ -78,6 +77,7 @@ class Share:
     stop: int
     weight: float  # Of its mean loss, so that gradients averaged over ranks are those of the global batch
     ends_step: bool  # The last micro-batch before the optimizer's step
+    ends_epoch: bool = False  # And the last of its epoch
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ class Cut:
     def _share(self, epoch: int, step: int, start: int, stop: int, n: int, ends_step: bool) -> Share:
         weight = (stop - start) * self.n_ranks / n
         # All ranks meet in each backward: one that has nothing to do computes a sample that counts nothing
-        return Share(epoch, step, start, max(stop, start + 1), weight, ends_step)
+        ends_epoch = ends_step and step == self.n_steps - 1
+        return Share(epoch, step, start, max(stop, start + 1), weight, ends_step, ends_epoch)
 
 # %% ../../nbs/52a_train.order.ipynb #8509ef0c
 def check_cut(
