@@ -93,12 +93,15 @@ def report_card(
     batch_sizes: Sequence[int] = (1, 64),  # To time
     n_rounds: int = 200,  # Calls of each, in turn
     forms: Iterable[str] = FORMS,  # To write, for their size
+    like: ReportCard
+    | None = None,  # Of the same models on other examples: its sizes and times count here too
 ) -> ReportCard:
     "Measure all candidates side by side; raises `NotPaired`"
-    written = tuple(forms)
-    measured = measure_all(candidates, inputs, targets, controls or {}, batch_sizes, n_rounds, written)
+    known = like.measured if like else ()
+    measured = measure_all(candidates, inputs, targets, controls or {}, batch_sizes, n_rounds, forms, known)
     settings = {
-        "examples": len(targets), "seeds": len(measured[0].accuracies), "rounds": n_rounds, "threads": 1,
+        "examples": len(targets), "seeds": len(measured[0].accuracies),
+        "rounds": like.settings["rounds"] if like else n_rounds, "threads": 1,
         "torch": torch.__version__, "vector_units": torch.backends.cpu.get_cpu_capability(),
     }  # fmt: skip
     return ReportCard(measured, len(targets), settings)

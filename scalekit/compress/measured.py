@@ -63,7 +63,8 @@ class Measured:
     @property
     def interval(self) -> tuple[float, float] | None:
         "95 % interval of the accuracy's mean over seeds; `None` for a single seed"
-        return find_interval(self.accuracies)
+        found = find_interval(self.accuracies)
+        return (max(0.0, found[0]), min(1.0, found[1])) if found else None
 
     @property
     def n_bytes(self) -> int | None:
@@ -115,6 +116,9 @@ def measure_all(
     batch_sizes: Sequence[int],
     n_rounds: int,  # Of timing
     forms: Iterable[str],
+    known: Sequence[
+        Measured
+    ] = (),  # Of the same candidates on other examples: their sizes and times are taken
 ) -> list[Measured]:  # In the order given
     "Measure every candidate; raises `NotPaired`"
     import numpy as np
@@ -127,15 +131,39 @@ def measure_all(
     first, *others = candidates
     against = _compare(dict.fromkeys(others, first), right)
     beside = _compare(controls, right)
-    speeds = _time(candidates, inputs, batch_sizes, n_rounds)
+    machine = (
+        _find_known(candidates, known)
+        if known
+        else _measure_machine(candidates, inputs, batch_sizes, n_rounds, forms)
+    )
     return [
         Measured(
             name, as_candidate(candidates[name][0]), tuple(right[name].mean(axis=1).tolist()),
-            float((answers[name] == answers[first]).mean()), *_weigh(candidates[name][0], inputs, forms),
-            speeds[name], against.get(name), beside.get(name),
+            float((answers[name] == answers[first]).mean()), *machine[name],
+            against.get(name), beside.get(name),
         )
         for name in candidates
     ]  # fmt: skip
+
+# %% ../../nbs/54i_compress.measured.ipynb #4e81ab0d
+_Machine = tuple[dict[str, int], dict[str, str], dict[int, Speed]]  # sizes, reasons, speeds
+
+
+def _measure_machine(
+    candidates: Candidates, inputs: Inputs, batch_sizes: Sequence[int], n_rounds: int, forms: Iterable[str]
+) -> dict[str, _Machine]:
+    speeds = _time(candidates, inputs, batch_sizes, n_rounds)
+    return {name: (*_weigh(models[0], inputs, forms), speeds[name]) for name, models in candidates.items()}
+
+
+def _find_known(candidates: Candidates, known: Sequence[Measured]) -> dict[str, _Machine]:
+    found = {one.name: one for one in known}
+    for name, models in candidates.items():
+        if name not in found or found[name].candidate.model is not as_candidate(models[0]).model:
+            raise NotPaired(
+                f"the card to take sizes and times from has not measured this {name!r}. Leave out `like`"
+            )
+    return {name: (found[name].sizes, found[name].reasons, found[name].speeds) for name in candidates}
 
 # %% ../../nbs/54i_compress.measured.ipynb #c60ea314
 def _compare(pairs: Mapping[str, str], right: "Mapping[str, np.ndarray]") -> dict[str, Against]:

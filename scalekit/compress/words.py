@@ -43,7 +43,8 @@ def tell_speed(
 def _tell_ratio(speed: Speed) -> str:
     if speed.verdict == "the same":
         return "no speed gained"
-    return f"{max(speed.ratio, 1 / speed.ratio):.2g} times {speed.verdict}"
+    times = max(speed.ratio, 1 / speed.ratio)
+    return f"{times:.0f} times {speed.verdict}" if times >= 10 else f"{times:.2g} times {speed.verdict}"
 
 # %% ../../nbs/54j_compress.words.ipynb #7bdd3738
 def tell_accuracy(
