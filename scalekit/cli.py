@@ -8,296 +8,23 @@ __all__ = ['main']
 # %% ../nbs/90_cli.ipynb #a0356640
 import argparse
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import __version__
 from .core import ScaleKitError, human_bytes, human_seconds
+from .verbs.runs import add_start, do_debug, do_diff, do_new, do_run, do_runs, do_show_run, do_stop
+from .verbs.sweep import add_search, do_sweep
+from .verbs.words import count, gigabytes, near, print_json, print_table
 
 # %% ../nbs/90_cli.ipynb #15bf4822
-def _print_table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*(_show(row.get(column)) for column in columns))
-    width = None if sys.stdout.isatty() else 200
-    Console(width=width, highlight=False, markup=False, file=sys.stdout).print(table)
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return " ".join(f"{name}={_show(inner)}" for name, inner in value.items())
-    return str(value)
-
-
-def _print_json(value: Any) -> None:
-    from scalekit.events import dump_json
-
-    print(dump_json(value))
-
-# %% ../nbs/90_cli.ipynb #39d79dc3
-@contextmanager
-def _show_cells(notebook: str) -> Iterator[Callable[..., None]]:
-    from tqdm import tqdm
-
-    from scalekit.notebook import list_code_cells, read_notebook
-
-    n_cells = len(list_code_cells(read_notebook(notebook)))
-    with tqdm(
-        total=n_cells, unit="cell", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False
-    ) as bar:
-
-        def tell(event: str, status: str = "", **_: Any) -> None:
-            if event == "cell" and status != "running":
-                bar.update()
-
-        yield tell
-
-# %% ../nbs/90_cli.ipynb #ebde605d
-def _new(args: argparse.Namespace) -> int:
-    from scalekit.template import copy_template, list_templates
-
-    if args.template is None:
-        _print_table(
-            [{"template": t.name, "what for": t.summary} for t in list_templates()], ["template", "what for"]
-        )
-    else:
-        print(copy_template(args.template, args.notebook or args.template))
-    return 0
-
-
-def _run(args: argparse.Namespace) -> int:
-    from scalekit.runner import run
-    from scalekit.signature import describe, read_signature
-
-    signature = read_signature(args.notebook)
-    if args.describe:
-        print(describe(signature))
-        return 0
-    values = signature.check(signature.parse(args.parameters), cli=True)
-    with _show_cells(args.notebook) as tell:
-        result = run(
-            args.notebook, values, profile=args.profile, store=args.store, cell_timeout=args.cell_timeout,
-            run_timeout=args.timeout, skip_tags=tuple(args.skip_tag), retries=args.retries, check=False,
-            resume=args.resume, cache=args.cache, keep_kernel=args.keep_kernel, on_event=tell,
-        )  # fmt: skip
-    _print_json(result.row) if args.json else _print_run(result.row)
-    if (args.resume or args.cache) and not args.json:
-        _print_saved(result.bundle.events())
-    return 0 if result.state == "succeeded" else 1
-
-
-def _print_saved(events: Sequence[dict[str, Any]]) -> None:
-    cells = {event["index"]: event for event in events if event["event"] == "cell"}
-    saved = [cell["saved_seconds"] for cell in cells.values() if cell["status"] == "restored"]
-    why = next((event["why"] for event in reversed(events) if event["event"] == "resume"), "")
-    print(
-        f"{len(saved)} of {len(cells)} cells restored, {human_seconds(sum(saved))} saved"
-        f"{'; then ' + why if why and len(saved) < len(cells) else ''}"
-    )
-
-
-def _print_run(row: dict[str, Any]) -> None:
-    notebook = _near(Path(row["path"]) / "notebook.ipynb")
-    if row["state"] == "succeeded":
-        print(f"{row['run_id']} succeeded in {human_seconds(row['seconds'] or 0)}  {_show(row['metrics'])}")
-    else:
-        where = "" if row.get("cell") is None else f" in cell {row['cell']}"
-        print(f"{row['run_id']} {row['state']}{where}: {row.get('error') or row.get('reason')}")
-        print(f"go on from there: scalekit run {row['notebook']} --resume {row['run_id']}")
-    print(f"executed notebook: {notebook}")
-
-
-def _near(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-# %% ../nbs/90_cli.ipynb #9595c1dd
-def _sweep(args: argparse.Namespace) -> int:
-    from scalekit.trials import SweepStopped
-
-    try:
-        result = _resume_sweep(args) if args.resume else _start_sweep(args)
-    except SweepStopped as stopped:
-        _print_sweep(stopped.sweep, args.json)
-        print(f"scalekit: {stopped}", file=sys.stderr)
-        return 1
-    _print_sweep(result, args.json)
-    for note in result.notes:
-        print(f"scalekit: {note}", file=sys.stderr)
-    return 0 if all(row["state"] != "failed" for row in result.rows) else 1
-
-
-def _start_sweep(args: argparse.Namespace) -> Any:
-    from scalekit.bounds import parse_space
-    from scalekit.budget import Budget
-    from scalekit.engine import Limits
-    from scalekit.runner import open_store
-    from scalekit.signature import read_signature
-    from scalekit.sweepfile import read_sweepfile
-    from scalekit.sweeps import run_sweep, show_progress
-    from scalekit.trials import plan_sweep
-
-    if args.notebook is None:
-        raise ScaleKitError("which notebook? scalekit sweep NOTEBOOK, or scalekit sweep --resume SWEEP")
-    if args.retry_failed or args.more:
-        raise ScaleKitError("--retry-failed and --more go with --resume SWEEP")
-    signature = read_signature(args.notebook)
-    asked = read_sweepfile(args.space, signature) if args.space else {}
-    plan = plan_sweep(
-        args.notebook, {**asked.get("grid", {}), **signature.parse_grid(args.grid)},
-        {**asked.get("parameters", {}), **signature.parse(args.parameters)},
-        Limits(args.cell_timeout, args.timeout), args.retries, args.goal or asked.get("goal"), args.fresh,
-        space={**asked.get("space", {}), **parse_space(args.search, signature)},
-        n_trials=args.trials or asked.get("n_trials"), sampler=args.sampler or asked.get("sampler"),
-        pruner=args.prune or asked.get("pruner"), seed=args.seed,
-        budget=Budget(args.max_hours, args.max_gpu_hours, args.max_cost), gpus_per_trial=args.gpus_per_trial,
-    )  # fmt: skip
-    plan = replace(plan, cache=args.cache)
-    with show_progress() as tell:
-        return run_sweep(plan, args.profile, args.workers, open_store(args.store), tell)
-
-
-def _resume_sweep(args: argparse.Namespace) -> Any:
-    from scalekit.budget import Budget
-    from scalekit.sweeps import resume_sweep
-
-    if args.notebook or args.grid or args.search or args.space or args.goal or args.trials:
-        raise ScaleKitError(
-            "--resume goes on with what was asked before; leave out the notebook, its values and the goal. "
-            f"For more trials: scalekit sweep --resume {args.resume} --more 32"
-        )
-    return resume_sweep(
-        args.resume, retry_failed=args.retry_failed, more=args.more,
-        budget=Budget(args.max_hours, args.max_gpu_hours, args.max_cost), parameters=args.parameters,
-        profile=args.profile, n_workers=args.workers, store=args.store,
-    )  # fmt: skip
-
-
-def _print_sweep(sweep: Any, as_json: bool) -> None:
-    if as_json:
-        return _print_json({"sweep_id": sweep.sweep_id, "page": str(sweep.page), "notes": sweep.notes,
-                            "rows": sweep.rows})  # fmt: skip
-    names = [
-        list(dict.fromkeys(name for row in sweep.rows for name in row[part]))
-        for part in ("parameters", "metrics")
-    ]
-    rows = [{**row, **row["parameters"], **row["metrics"]} for row in sweep.rows]
-    _print_table(rows, [*names[0], *names[1], "state", "seconds", "run_id"])
-    for row in (row for row in sweep.rows if row["state"] not in ("succeeded", "pruned")):
-        print(f"{row['run_id']} {row['state']}: {row.get('error') or row.get('reason')}")
-    if sweep.goals and sweep.rows:
-        from scalekit.compare import compare_groups
-
-        print(compare_groups(sweep.rows, sweep.goals if len(sweep.goals) > 1 else sweep.goals[0]))
-    if sweep.best:
-        print(f"best: {_near(sweep.best.notebook)}")
-    print(f"page: {_near(sweep.page)}")
-
-# %% ../nbs/90_cli.ipynb #8b709028
-def _runs(args: argparse.Namespace) -> int:
-    from scalekit.runner import open_store
-
-    store = open_store(args.store)
-    rows = store.list_runs(limit=args.limit, state=args.state, sweep=args.sweep, notebook=args.notebook)
-    if args.json:
-        _print_json(rows)
-    elif rows:
-        _print_table(rows, ["run_id", "state", "notebook", "parameters", "metrics", "seconds", "cost"])
-    else:
-        print(f"no runs in {_near(store.folder)}. Start one: scalekit run NOTEBOOK")
-    return 0
-
-
-def _show_run(args: argparse.Namespace) -> int:
-    from scalekit.runner import open_store
-
-    bundle = open_store(args.store).open_run(args.run)
-    if args.json:
-        _print_json({**bundle.summary(), "asked": bundle.asked, "events": bundle.events()})
-        return 0
-    _print_run(row := bundle.summary())
-    for name in ("notebook", "parameters", "profile", "sweep", "created", "started", "ended", "cost"):
-        if row.get(name) not in (None, {}):
-            print(f"{name + ':':<18} {_show(row[name])}")
-    if bundle.asked.get("resumed"):
-        print(f"{'goes on with:':<18} {bundle.asked['resumed']}")
-    cells = [event for event in bundle.events() if event["event"] == "cell" and event["status"] != "running"]
-    units = {"memory": human_bytes, "saved_seconds": human_seconds}
-    shown = [cell | {name: say(cell[name]) for name, say in units.items() if name in cell} for cell in cells]
-    restored = ["saved_seconds", "from"] if any("from" in cell for cell in cells) else []
-    _print_table(shown, ["index", "status", "seconds", "cpu_seconds", "memory", *restored])
-    for path in sorted(path for path in bundle.path.rglob("*") if path.is_file()):
-        print(f"{human_bytes(path.stat().st_size):>10}  {_near(path)}")
-    for problem in bundle.verify() if bundle.sealed else []:
-        print(f"changed since it was sealed: {problem}")
-    return 0
-
-
-def _diff(args: argparse.Namespace) -> int:
-    from scalekit.differences import diff, print_difference
-
-    found = diff(args.first, args.second, args.store)
-    if args.html:
-        print(_near(found.save(args.html)))
-    elif args.json:
-        _print_json(found.to_dict())
-    else:
-        print_difference(found.difference)
-    return 0
-
-
-def _debug(args: argparse.Namespace) -> int:
-    from scalekit.kernels.debug import find_console, find_kernel, open_post_mortem, write_command
-    from scalekit.runner import open_store
-
-    bundle = open_store(args.store).open_run(args.run)
-    way = find_kernel(bundle.path)
-    if args.end:
-        way.end()
-        print(f"the kernel of run {bundle.run_id} has ended")
-        return 0
-    print(write_command(way))
-    print(f"%debug opens the frame that failed there. To end the kernel: scalekit debug {args.run} --end")
-    if sys.stdin.isatty():
-        if console := find_console():
-            os.execv(console, [console, "--existing", str(way.file)])
-        print(
-            "jupyter-console is not installed, so here is Python's debugger: h shows its words, q leaves it"
-        )
-        open_post_mortem(way)
-    return 0
-
-
-def _stop(args: argparse.Namespace) -> int:
-    from scalekit.execute import request_stop
-    from scalekit.runner import open_store
-    from scalekit.summary import ENDED
-
-    bundle = open_store(args.store).open_run(args.run)
-    if bundle.state in ENDED:
-        raise ScaleKitError(f"run {bundle.run_id} has ended already: {bundle.state}")
-    request_stop(bundle)
-    print(f"{bundle.run_id} is asked to stop")
-    return 0
-
-# %% ../nbs/90_cli.ipynb #14f04ff0
 def _doctor(args: argparse.Namespace) -> int:
     from scalekit.doctor import examine
 
     findings = examine()
     if args.json:
-        _print_json([vars(finding) for finding in findings])
+        print_json([vars(finding) for finding in findings])
     else:
         for finding in findings:
             mend = f"  ->  {finding.mend}" if finding.mend else ""
@@ -308,25 +35,29 @@ def _doctor(args: argparse.Namespace) -> int:
 def _gc(args: argparse.Namespace) -> int:
     from scalekit.config import load_settings
     from scalekit.runner import open_store
-    from scalekit.tidy import drop_least_useful, list_kept
+    from scalekit.tidy import drop_least_useful, list_kept, measure_kept
 
     store = open_store(args.store)
     limit = load_settings().journal_limit if args.limit is None else args.limit
+    before = measure_kept(store)
     dropped = [] if args.dry_run else drop_least_useful(store, limit)
+    freed = before - measure_kept(store)
     kept = list_kept(store)
     rows: list[dict[str, Any]] = [
-        {"folder": str(_near(one.folder)), "bytes": one.n_bytes, "saves_seconds": one.seconds} for one in kept
+        {"folder": str(near(one.folder)), "bytes": one.n_bytes, "saves_seconds": one.seconds} for one in kept
     ]
     if args.json:
-        _print_json({"kept": rows, "dropped": [str(one.folder) for one in dropped], "limit_gb": limit})
+        print_json({"kept": rows, "dropped": [str(one.folder) for one in dropped],
+                    "freed_bytes": freed, "limit_gb": limit})  # fmt: skip
         return 0
     shown = [
         {**row, "size": human_bytes(one.n_bytes), "saves": human_seconds(one.seconds)}
         for row, one in zip(rows, kept, strict=True)
     ]
-    _print_table(shown, ["folder", "size", "saves"])
-    total = human_bytes(sum(one.n_bytes for one in kept))
-    print(f"journals and shared results take {total} of {limit:g} GB; {len(dropped)} dropped now")
+    print_table(shown, ["folder", "size", "saves"])
+    total = human_bytes(before - freed)
+    done = f"{len(dropped)} dropped now, {human_bytes(freed)} freed" if dropped else "none dropped now"
+    print(f"journals and shared results take {total} of {limit:g} GB; {done}")
     return 0
 
 
@@ -351,35 +82,16 @@ def _demo(args: argparse.Namespace) -> int:
     ]
     return main(words + ["--profile", "cpu"])
 
-# %% ../nbs/90_cli.ipynb #cc156067
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)?", text)
-    if match is None or float(match[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"a time is like 90, 90s, 10m or 2h, got {text!r}")
-    return float(match[1]) * {"m": 60, "h": 3600}.get(match[2], 1)
-
-
-def _gigabytes(text: str) -> float:
-    if not re.fullmatch(r"\d+(\.\d+)?", text):
-        raise argparse.ArgumentTypeError(f"a size is a number of GB, as 20 or 0.5, got {text!r}")
-    return float(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"a count is a whole number from 0 on, got {text!r}")
-    return int(text)
-
-# %% ../nbs/90_cli.ipynb #cf18efe5
+# %% ../nbs/90_cli.ipynb #39d79dc3
 _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
-    "new": ("copy a template to start from", _new),
-    "run": ("run a notebook with parameters", _run),
-    "sweep": ("run a notebook for every combination of values, or search the best", _sweep),
-    "runs": ("list runs, newest first", _runs),
-    "show": ("show one run: what was asked, what happened, its files", _show_run),
-    "diff": ("put two runs side by side: parameters, code, metrics, outputs", _diff),
-    "debug": ("look into the kernel that a failed run has left behind", _debug),
-    "stop": ("ask a run to stop and keep what it has", _stop),
+    "new": ("copy a template to start from", do_new),
+    "run": ("run a notebook with parameters", do_run),
+    "sweep": ("run a notebook for every combination of values, or search the best", do_sweep),
+    "runs": ("list runs, newest first", do_runs),
+    "show": ("show one run: what was asked, what happened, its files", do_show_run),
+    "diff": ("put two runs side by side: parameters, code, metrics, outputs", do_diff),
+    "debug": ("look into the kernel that a failed run has left behind", do_debug),
+    "stop": ("ask a run to stop and keep what it has", do_stop),
     "doctor": ("look at this machine, and say what is missing", _doctor),
     "demo": ("sweep the training template over twelve trials", _demo),
     "gc": ("list what journals of cells and shared results take, and drop what is too much", _gc),
@@ -398,8 +110,8 @@ def _build_parser() -> argparse.ArgumentParser:
     }
     verbs["new"].add_argument("template", nargs="?", help="without it, a list")
     verbs["new"].add_argument("notebook", nargs="?", help="the new file; default: the template's name")
-    _add_start(verbs["run"])
-    _add_start(verbs["sweep"], is_optional=True)  # `--resume` knows its notebook
+    add_start(verbs["run"])
+    add_start(verbs["sweep"], is_optional=True)  # `--resume` knows its notebook
     verbs["run"].add_argument(
         "--skip-tag", action="append", default=[], metavar="TAG", help="leave out cells with this tag"
     )
@@ -416,19 +128,19 @@ def _build_parser() -> argparse.ArgumentParser:
     verbs["sweep"].add_argument(
         "--goal", metavar="TEXT", help='for example "maximize accuracy": best trial first'
     )
-    _add_search(verbs["sweep"])
-    verbs["sweep"].add_argument("--workers", type=_count, metavar="N", help="how many trials at a time")
+    add_search(verbs["sweep"])
+    verbs["sweep"].add_argument("--workers", type=count, metavar="N", help="how many trials at a time")
     verbs["sweep"].add_argument(
         "--fresh", action="store_true", help="do every trial, also those that have succeeded before"
     )
     verbs["runs"].add_argument(
-        "-n", "--limit", type=_count, default=None, metavar="N", help="at most so many"
+        "-n", "--limit", type=count, default=None, metavar="N", help="at most so many"
     )
     for option in ("state", "sweep", "notebook"):
         verbs["runs"].add_argument(f"--{option}", help=f"only runs of this {option}")
     verbs["debug"].add_argument("--end", action="store_true", help="end the kernel")
     verbs["gc"].add_argument(
-        "--limit", type=_gigabytes, metavar="GB", help="default: journal_limit in scalekit.toml"
+        "--limit", type=gigabytes, metavar="GB", help="default: journal_limit in scalekit.toml"
     )
     verbs["gc"].add_argument("--dry-run", action="store_true", help="only list")
     for name in ("show", "debug", "stop"):
@@ -443,51 +155,6 @@ def _build_parser() -> argparse.ArgumentParser:
             "--store", metavar="FOLDER", help="of the runs; default: runs, or as scalekit.toml says"
         )
     return parser
-
-
-def _add_search(verb: argparse.ArgumentParser) -> None:
-    for option, metavar, what in (
-        ("--space", "FILE", "a sweep in W&B's YAML format"),
-        ("--sampler", "NAME", "of Optuna: tpe (default), random, grid, cmaes, nsgaii, gp, or a class"),
-        ("--prune", "NAME", "stop bad trials early: asha, hyperband, median, or a class of Optuna"),
-        ("--resume", "SWEEP", "go on with a sweep, by its id or the beginning of it"),
-    ):
-        verb.add_argument(option, metavar=metavar, help=what)
-    verb.add_argument(
-        "-s", "--search", action="append", default=[], metavar="NAME=SPACE",
-        help='where to search, as "lr=log_uniform(1e-4, 1e-1)"; a bare NAME takes the notebook\'s own bounds',
-    )  # fmt: skip
-    verb.add_argument("--trials", type=_count, metavar="N", help="how many trials a search makes")
-    verb.add_argument("--more", type=_count, default=0, metavar="N", help="with --resume: more trials")
-    verb.add_argument("--retry-failed", action="store_true", help="with --resume: failed trials once more")
-    verb.add_argument("--seed", type=_count, metavar="N", help="of the sampler")
-    for option, what in (
-        ("--gpus-per-trial", "2: each trial sees two GPUs; 0.5: two trials share one"),
-        ("--max-hours", "stop after so many hours"),
-        ("--max-gpu-hours", "stop when trials have held GPUs for so many hours"),
-        ("--max-cost", "stop when so much money is spent, by the profile's price"),
-    ):
-        verb.add_argument(option, type=float, metavar="X", help=what)
-
-
-def _add_start(verb: argparse.ArgumentParser, is_optional: bool = False) -> None:
-    verb.add_argument("notebook", metavar="NOTEBOOK", nargs="?" if is_optional else None)
-    verb.add_argument(
-        "-p", "--parameters", action="append", default=[], metavar="NAME=VALUE", help="a parameter"
-    )
-    verb.add_argument(
-        "--cache",
-        action="store_true",
-        help="take results of cells from other runs, and leave them for others",
-    )
-    verb.add_argument("--profile", help="where: cpu, gpu, an address, or a name from scalekit.toml")
-    verb.add_argument(
-        "--cell-timeout", type=_seconds, metavar="TIME", help="longest time for one cell, as 90s, 10m, 2h"
-    )
-    verb.add_argument("--timeout", type=_seconds, metavar="TIME", help="longest time for one run")
-    verb.add_argument(
-        "--retries", type=_count, default=0, metavar="N", help="start a failed run again so often"
-    )
 
 # %% ../nbs/90_cli.ipynb #c8946b61
 def main(
