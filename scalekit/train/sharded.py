@@ -7,6 +7,7 @@ __all__ = ['write_pieces', 'fit_sharded', 'describe_like']
 
 # %% ../../nbs/50b_train.sharded.ipynb #8846f92f
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,14 @@ def fit_sharded(
 
 # %% ../../nbs/50b_train.sharded.ipynb #6a986f43
 def _read(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    "Each rank what it needs: to plan together would take a process group, and spare nothing"
     from torch.distributed import checkpoint
 
-    checkpoint.load(tensors, storage_reader=checkpoint.HuggingFaceStorageReader(str(folder)), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that is what `no_dist` asks for
+        checkpoint.load(
+            tensors, storage_reader=checkpoint.HuggingFaceStorageReader(str(folder)), no_dist=True
+        )
 
 
 def _fit(content: Any, like: Any, targets: dict[tuple[Path, str], torch.Tensor]) -> Any:
