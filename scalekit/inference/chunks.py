@@ -46,6 +46,7 @@ class Partition:
 
 # %% ../../nbs/53a_inference.chunks.ipynb #42ecbcff
 BLOCK = 8192  # Rows that are decoded at a time, if a batch has fewer
+_BUFFER = 1 << 18  # Of a column [bytes]; without, a row group is held in memory as it lies on disk
 
 
 def rebatch(
@@ -92,7 +93,7 @@ class FileChunk:
         import pyarrow.parquet as pq
 
         constants = dict(piece.constants)
-        with pq.ParquetFile(piece.path, buffer_size=1 << 20) as file:
+        with pq.ParquetFile(piece.path, buffer_size=_BUFFER, pre_buffer=False) as file:
             stored = [name for name in columns if name in file.schema_arrow.names and name not in constants]
             groups = list(piece.row_groups)
             if not stored:  # only constants: the number of rows is all there is to know

@@ -68,8 +68,8 @@ def _check_numbers(source: Source, columns: Sequence[str]) -> None:
     if wrong:
         right = [name for name in columns if name not in wrong]
         raise BadData(
-            f"{source.words}: a model takes numbers, and column {wrong[0]!r} is {kinds[wrong[0]]}. Name those "
-            f"that it was trained on, as columns={right[:4]}, or make numbers of it with prepare=lambda df: ..."
+            f"{source.words}: a model takes numbers, and column {wrong[0]!r} is {kinds[wrong[0]]}. Name "
+            f"those that it knows, as columns={right[:4]}, or make numbers of it with prepare=lambda df: ..."
         )
 
 # %% ../../nbs/53e_inference.columns.ipynb #956ede77
@@ -202,6 +202,8 @@ def _to_column(name: str, values: Any, n_rows: int) -> Any:
         if flat.shape[1] == 1:
             return pa.array(flat[:, 0])
         return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(flat).ravel()), flat.shape[1])
+    if isinstance(values, np.ndarray) and values.base is not None:
+        values = values.copy()  # a view of the batch would keep all of it in memory until the part is written
     array = pa.array(values) if not isinstance(values, (pa.Array, pa.ChunkedArray)) else values
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 

@@ -160,7 +160,7 @@ def tell_limit(
     if idle > 0.3:
         return f"Starting and finishing took {idle:.0%} of the time: there was little to compute."
     if computed >= 0.5:
-        return f"The model limited it: it computed {computed:.0%} of the time. More slots or larger batches help."
+        return f"The model limited it: it computed {computed:.0%} of the time. More slots help."
     if waited >= 0.3:
         return f"Reading and preparing limited it: the model waited for rows {waited:.0%} of the time."
     return f"Writing limited it: the model computed {computed:.0%} of the time, and waited {waited:.0%}."

@@ -35,15 +35,16 @@ class Model:
 
     def open(
         self,
-        gpu: bool | None,  # Compute on device 0? `None`: where it is, or where there is a GPU
+        gpu: bool | None = None,  # Compute on device 0? `None`: where it is, or where there is a GPU
+        threads: int | None = None,  # To compute with; `None`: as many as this process uses anyway
     ) -> Any:  # Context of a `Run`
         raise NotImplementedError
 
-    def hold_open(self, gpu: bool | None) -> Run:
+    def hold_open(self, gpu: bool, threads: int) -> Run:
         "Open once in this process, for as long as this object lives: once for all of a worker's partitions"
         with _opening:
             if "_held" not in self.__dict__:
-                context = self.open(gpu)
+                context = self.open(gpu, threads)
                 self.__dict__["_held"] = context, context.__enter__()
             return self.__dict__["_held"][1]
 
@@ -65,7 +66,7 @@ class TorchModel(Model):
         self.dtype = str(weight.dtype).removeprefix("torch.") if weight is not None else "float32"
 
     @contextmanager
-    def open(self, gpu: bool | None) -> Iterator[Run]:
+    def open(self, gpu: bool | None = None, threads: int | None = None) -> Iterator[Run]:
         import torch
 
         if gpu:
@@ -171,7 +172,7 @@ class ExportedModel(_FileModel):
         self.n_fixed = first.shape[0] if isinstance(first.shape[0], int) else None
 
     @contextmanager
-    def open(self, gpu: bool | None) -> Iterator[Run]:
+    def open(self, gpu: bool | None = None, threads: int | None = None) -> Iterator[Run]:
         import torch
         from torch.export.passes import move_to_device_pass
 
@@ -202,14 +203,14 @@ class OnnxModel(_FileModel):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        first = self._start(False).get_inputs()[0]
+        first = self._start(False, 1).get_inputs()[0]
         self.dtype = _ONNX_TYPES.get(first.type)
         self.n_fixed = first.shape[0] if first.shape and isinstance(first.shape[0], int) else None
 
     @contextmanager
-    def open(self, gpu: bool | None) -> Iterator[Run]:
+    def open(self, gpu: bool | None = None, threads: int | None = None) -> Iterator[Run]:
         self._check()
-        session = self._start(gpu is not False)
+        session = self._start(gpu is not False, threads)
         inputs, outputs = (
             [node.name for node in nodes] for nodes in (session.get_inputs(), session.get_outputs())
         )
@@ -222,10 +223,10 @@ class OnnxModel(_FileModel):
 
         yield run
 
-    def _start(self, gpu: bool) -> Any:
+    def _start(self, gpu: bool, threads: int | None) -> Any:
         ort = _import_onnxruntime(self.path)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = _n_threads()
+        options.intra_op_num_threads = threads or 0
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others compute here too
         known = ort.get_available_providers() if gpu else []
         providers = [name for name in ("CUDAExecutionProvider",) if name in known]
@@ -251,13 +252,6 @@ def _import_onnxruntime(path: Path) -> Any:
         raise BadModel(f"{path} needs onnxruntime, which is missing: pip install onnxruntime") from None
     return onnxruntime
 
-
-def _n_threads() -> int:
-    "As many as torch may use here: a worker has its share of the cores"
-    import torch
-
-    return torch.get_num_threads()
-
 # %% ../../nbs/53d_inference.model.ipynb #07271b92
 class FunctionModel(Model):
     "Any function of a batch"
@@ -269,7 +263,7 @@ class FunctionModel(Model):
         self.function, self.identity = function, fingerprint(function)
 
     @contextmanager
-    def open(self, gpu: bool | None) -> Iterator[Run]:
+    def open(self, gpu: bool | None = None, threads: int | None = None) -> Iterator[Run]:
         yield self.function
 
     def __getstate__(self) -> dict[str, Any]:
@@ -301,7 +295,7 @@ def _recognise(model: Any) -> Model:
         if path.suffix not in kinds:
             raise BadModel(
                 f"{path}: a model's file must end in .pt2 (torch.export.save) or .onnx. Weights alone need "
-                "their module: model.load_state_dict(torch.load(path, weights_only=True)), then predict(model, ...)"
+                "their module: model.load_state_dict(torch.load(path, weights_only=True))"
             )
         if not path.is_file():
             raise BadModel(f"{path}: there is no such file (from {os.getcwd()})")

@@ -16,8 +16,7 @@ from ..core import ScaleKitError
 from .chunks import Partition
 from .ledger import Ledger, Receipt
 from .source import Source
-from .task import Work, hold_work, predict_on_worker, predict_partition
-from ..place import SchedulerLost
+from .task import Work, hold_work, pack_work, predict_on_worker, predict_partition
 from ..slots import Slot
 from ..workers import ClusterError
 
@@ -50,7 +49,7 @@ class ClusterPlacing:
 
     def __init__(self, cluster: Cluster, work: Work, source: Source, ledger: Ledger) -> None:
         self.cluster, self.client = cluster, cluster.client
-        self._work, self._source, self._ledger = work, source, ledger
+        self._packed, self._source, self._ledger = pack_work(work), source, ledger
         self._held: Any = None
         self._running: dict[Any, Partition] = {}
         self._done: queue.SimpleQueue = queue.SimpleQueue()
@@ -93,7 +92,7 @@ class ClusterPlacing:
 
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):
             if self._held is None:  # the model: once to the scheduler, and from there once to each worker
-                self._held = self.client.submit(hold_work, self._work, pure=False)
+                self._held = self.client.submit(hold_work, self._packed, pure=False)
             given = (
                 self._source.cut(partition),
                 partition,
@@ -126,7 +125,7 @@ class ClusterPlacing:
 
     def _check_scheduler(self) -> None:
         if self.client.status != "running":
-            raise SchedulerLost(
+            raise ClusterError(
                 f"{self.cluster.address}: the Dask scheduler is gone. Run the same call to go on"
             )
 
