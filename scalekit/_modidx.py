@@ -1932,6 +1932,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'scalekit.kernels.client.start_program': ( 'kernels.client.html#start_program',
                                                                                     'scalekit/kernels/client.py')},
             'scalekit.kernels.debug': { 'scalekit.kernels.debug.NoKernel': ('kernels.debug.html#nokernel', 'scalekit/kernels/debug.py'),
+                                        'scalekit.kernels.debug._follow': ('kernels.debug.html#_follow', 'scalekit/kernels/debug.py'),
+                                        'scalekit.kernels.debug._next': ('kernels.debug.html#_next', 'scalekit/kernels/debug.py'),
                                         'scalekit.kernels.debug._pass_on_interrupts': ( 'kernels.debug.html#_pass_on_interrupts',
                                                                                         'scalekit/kernels/debug.py'),
                                         'scalekit.kernels.debug._read_line': ('kernels.debug.html#_read_line', 'scalekit/kernels/debug.py'),

@@ -190,12 +190,14 @@ class Failure:
     mistake: bool = False  # No second attempt can help
     frames: tuple[tuple[str, int, str], ...] = ()  # File, line and function, outermost first
     error: bytes = b""  # The exception, packed
+    batch_size: float | None = None  # As the training told it
 
 
 def describe_error(
     rank: int,
     error: BaseException,
     step: int | None = None,  # Steps that were done
+    batch_size: float | None = None,
 ) -> Failure:
     "What is to be told of an exception that a user's function has raised"
     import torch
@@ -211,7 +213,7 @@ def describe_error(
     )
     text = "".join(traceback.format_exception_only(error)).strip()
     mistake = isinstance(error, _MISTAKES)
-    return Failure(rank, kind, text[:_LONGEST], step, victim, mistake, frames, _pack(error))
+    return Failure(rank, kind, text[:_LONGEST], step, victim, mistake, frames, _pack(error), batch_size)
 
 # %% ../../nbs/51d_ranks.child.ipynb #ce265d62
 _LONGEST = 10_000  # Characters of an error
@@ -247,7 +249,8 @@ def main(
     except BaseException as error:
         _flush()
         step = heart.world.step if heart.world else None
-        failure = _tell_exit(order.rank, error, step) or describe_error(order.rank, error, step)
+        size = heart.world.progress.get("batch_size") if heart.world else None
+        failure = _tell_exit(order.rank, error, step) or describe_error(order.rank, error, step, size)
         line.send("failed", failure=failure)
         time.sleep(_LINGER)
 

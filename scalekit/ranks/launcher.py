@@ -141,10 +141,10 @@ def _launch_here(plan: _Plan, call: Callable[[], Any]) -> Any:
                 try:
                     return call()
                 except Exception as error:
-                    failure = describe_error(0, error, world.step)
+                    failure = describe_error(0, error, world.step, world.progress.get("batch_size"))
                     if failure.kind != "memory":
                         raise
-                    _shrink(plan, failure, view.progress.get("batch_size"), cause=error)
+                    _shrink(plan, failure, cause=error)
             _free_memory()
 
 
@@ -158,11 +158,11 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 # %% ../../nbs/51i_ranks.launcher.ipynb #29775093
-def _shrink(plan: _Plan, failure: Failure, batch_size: Any, cause: BaseException | None = None) -> None:
+def _shrink(plan: _Plan, failure: Failure, cause: BaseException | None = None) -> None:
     "Let the next attempt do with half; raises `OutOfMemory` if that was done already, or is not allowed"
-    batch = f" with batch_size={batch_size:g}" if batch_size else ""
+    batch = f" with batch_size={failure.batch_size:g}" if failure.batch_size else ""
     told = f"{plan.name}: rank {failure.rank} ran out of memory{batch}"
-    if not plan.halve or plan.shrink > 1 or batch_size == 1:
+    if not plan.halve or plan.shrink > 1 or failure.batch_size == 1:
         way = "Take a smaller batch_size and a larger accumulate"
         if not plan.halve:
             way += ', or allow it: on_out_of_memory="halve"'
@@ -254,7 +254,6 @@ class _Launch:
         value = gang.futures[0].result()[0] if failure is None else b""
         gang.end()
         watch.hear_out()
-        self.batch_size = watch.views[failure.rank].progress.get("batch_size") if failure else None
         return value, failure
 
     def _make_orders(self, n_least: int) -> list[RankOrder]:
@@ -301,13 +300,12 @@ class _Launch:
         if failure.kind == "scheduler":
             raise ClusterError(f"{plan.name}: {_SCHEDULER_GONE}, got: {failure.text}")
         if failure.kind == "memory":
-            return _shrink(plan, failure, self.batch_size)
+            return _shrink(plan, failure)
         told = f"{where} {failure.kind}{at}: {failure.text}"
         again = failure.kind == "raised" and before is not None and _same(before, failure)
         if failure.mistake or again or plan.attempt > plan.retries:
-            why = (
-                ", as in the attempt before" if again else f", in attempt {plan.attempt}" * (plan.attempt > 1)
-            )
+            count = f", in attempt {plan.attempt}" * (plan.attempt > 1)
+            why = ", as in the attempt before" if again else count
             shown = format_traceback(failure) or failure.text
             head = f"{where} {failure.kind}{at}{why}: {failure.text.splitlines()[0]}"
             raise RankFailed(f"{head}\n\n{shown}", failure) from _unpack_error(failure)

@@ -206,7 +206,10 @@ class Supervisor:
         return self._fail("exited", f"its process ended with exit code {code}")
 
     def _fail(self, kind: str, text: str, victim: bool = False) -> Failure:
-        return Failure(self.order.rank, kind, text, self._progress.get("step"), victim)
+        told = self._progress
+        return Failure(
+            self.order.rank, kind, text, told.get("step"), victim, batch_size=told.get("batch_size")
+        )
 
     def _let_leave(self, process: Any) -> None:
         "Give exit handlers of the user's libraries a moment"

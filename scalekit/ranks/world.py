@@ -149,6 +149,7 @@ class World:
         self.attempt, self.folder, self.shrink = attempt, folder, shrink
         self.control = control or _Alone()
         self.step: int | None = None  # Of the last `beat`
+        self.progress: dict[str, Any] = {}  # What the supervisor was told last
         self.reason: str | None = None  # Set by a signal handler or a thread: why this rank is asked to leave
         self._tell, self._next, self._looked = tell, 0.0, 0.0
 
@@ -163,9 +164,11 @@ class World:
         "Tell where the training is; at most five times a second it costs more than a look at the clock"
         self.step = step
         now = monotonic()
-        if now >= self._next and self._tell is not None:
+        if now >= self._next:
             self._next = now + _PAUSE
-            self._tell({"step": step, **{name: _to_number(value) for name, value in progress.items()}})
+            self.progress = {"step": step, **{name: _to_number(value) for name, value in progress.items()}}
+            if self._tell is not None:
+                self._tell(self.progress)
 
     def notice(self) -> str | None:
         "Why this rank is asked to leave, if it is; the others may not know yet"
