@@ -115,6 +115,7 @@ class CellJournal:
         default_factory=list
     )  # Events of cells by index, to carry over
     _off: bool = False
+    _told_off: bool = False  # That there is no journal
     _why: str = ""  # The cell at hand has to run
     _begun: set[int] = field(default_factory=set)  # Positions of cells that go on from their last checkpoint
     _untold: tuple[int, float] | None = (
@@ -207,9 +208,11 @@ class CellJournal:
         self._untold = None
         events = self._own_events() if self.cache else []
         share = not any(event.get("files") or event["event"] == "artifact" for event in events)
-        answer = self._ask(ask, f"after({first}, {position}, {total + seconds!r}, {share})") or {
-            "kept": False
-        }
+        told = self._ask(ask, f"after({first}, {position}, {total + seconds!r}, {share})")
+        answer = told or {"kept": False}
+        if (reason := answer.pop("off", None)) is not None and not self._told_off:
+            self._told_off = True
+            self.tell("note", text=f"this run keeps no journal: {reason}")
         if self._why:
             answer["ran_because"] = self._why
         if answer.get("do") == "again":

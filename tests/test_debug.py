@@ -72,6 +72,15 @@ def test_a_kept_kernel_is_reached_in_the_frame_that_failed(failed):
     assert "return" in "".join(again) and failed.is_alive
 
 
+def test_the_prompt_ends_with_its_kernel(failed):
+    def kill(prompt):
+        os.kill(failed.process.pid, signal.SIGKILL)
+        return "p secret"
+
+    with pytest.raises(NoKernel, match="the kernel has ended. Run the notebook again"):
+        open_post_mortem(failed, kill, lambda text: None)
+
+
 def test_a_kernel_whose_run_succeeds_or_is_not_kept_ends_with_it(bundle):
     with open_kernel(order(bundle)) as (kernel, _):
         way = find_way(bundle.path)

@@ -8,6 +8,7 @@ import pytest
 from notebooks import write_notebook
 
 import scalekit as sk
+from scalekit.cli import main
 
 sys.path.insert(0, str(Path(__file__).parent / "torture"))
 import journal as torture
@@ -137,6 +138,16 @@ def test_what_is_of_the_run_itself_is_asked_for_again(folder, every_cell):
 
 def test_a_succeeded_run_leaves_no_journal(folder, every_cell):
     assert not (play(folder, "x = 1").path / "cells").exists()
+
+
+def test_a_notebook_that_can_keep_no_journal_says_so_once(folder, every_cell, capsys):
+    run = play(folder, "1", "x = _", "y = x")
+    notes = [event["text"] for event in run.bundle.events() if event["event"] == "note"]
+    assert notes == [
+        "this run keeps no journal: the notebook uses earlier outputs by _, Out or In, which are not kept"
+    ]
+    assert main(["show", run.run_id, "--store", "runs"]) == 0
+    assert "note:              this run keeps no journal" in capsys.readouterr().out
 
 
 def test_settings_switch_the_journal_off(folder, every_cell):

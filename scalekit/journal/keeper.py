@@ -164,7 +164,7 @@ class Keeper:
         if self.scene.off:
             readings = self.scene.readings[first : last + 1]
             self.footing.add(self.scene.describe_world(readings, self.scene.list_names(readings)))
-            return {"kept": False, "why": self.scene.off}
+            return {"kept": False, "why": self.scene.off, "off": self.scene.off}
         if (stored := self.prefix.find(last)) is not None:
             return self._overlay(stored)
         if last < self.prefix.n_cells:

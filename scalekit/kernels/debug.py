@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 from ..core import ScaleKitError
@@ -64,7 +65,7 @@ def open_post_mortem(
     write: Callable[[str], Any] = sys.stdout.write,
     timeout: float = 10.0,  # For the kernel to answer [s]
 ) -> None:
-    "A prompt in the frame that failed, until it is left; raises `NoKernel` if the kernel doesn't answer"
+    "A prompt in the frame that failed, until it is left; raises `NoKernel` if the kernel doesn't answer or ends"
     from jupyter_client.blocking.client import BlockingKernelClient
 
     client = BlockingKernelClient(connection_file=str(way.file))
@@ -73,11 +74,12 @@ def open_post_mortem(
     try:
         _wait(client, timeout)
         with _pass_on_interrupts(way):
-            client.execute_interactive(
-                "%debug", store_history=False, allow_stdin=True,
-                output_hook=lambda message: write(_text_of(message["content"])),
-                stdin_hook=lambda message: client.input(_read_line(read, message["content"]["prompt"])),
-            )  # fmt: skip
+            request = client.execute("%debug", store_history=False, allow_stdin=True)
+            for content in _follow(client, way, request):
+                if "prompt" in content:
+                    client.input(_read_line(read, content["prompt"]))
+                else:
+                    write(_text_of(content))
     finally:
         client.stop_channels()
 
@@ -109,6 +111,28 @@ def _read_line(read: Callable[[str], str], prompt: str) -> str:
     finally:
         if is_main:
             signal.signal(signal.SIGINT, before)
+
+
+def _follow(client: Any, way: Way, request: str) -> Iterator[dict[str, Any]]:
+    "What the kernel says and asks until it is done; a kernel that has ended says nothing any more"
+    while True:
+        if (said := _next(client.get_iopub_msg)) is not None:
+            if said["parent_header"].get("msg_id") != request:
+                continue
+            if said["content"].get("execution_state") == "idle":
+                return
+            yield said["content"]
+        elif (asked := _next(client.get_stdin_msg)) is not None:
+            yield asked["content"]
+        elif not way.is_alive:
+            raise NoKernel("the kernel has ended. Run the notebook again with --keep-kernel")
+
+
+def _next(get: Callable[..., Any]) -> Any:
+    try:
+        return get(timeout=0.05)
+    except Empty:
+        return None
 
 
 def _wait(client: Any, timeout: float) -> None:

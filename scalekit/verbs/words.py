@@ -47,7 +47,8 @@ def choose_columns(
     }
     needed = {name: widths[name] if name == columns[0] else min(widths[name], _NARROW) for name in columns}
     chosen = list(columns)
-    for name in least:
+    empty = {name for name in columns if not any(show(row.get(name)) for row in rows)}
+    for name in sorted(least, key=lambda name: name not in empty):
         if sum(needed[one] + 1 for one in chosen) - 1 > width:
             chosen.remove(name)
     return chosen
