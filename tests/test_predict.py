@@ -515,8 +515,13 @@ def test_a_table_of_other_columns_is_refused_at_the_first_part(out):
 
 def test_types_that_delta_does_not_know_become_the_nearest(out):
     def model(frame: pd.DataFrame) -> Any:
-        return {"half": frame["a"].to_numpy("float16"), "small": np.ones(len(frame), "uint8"),
-                "two": np.ones((len(frame), 2), "float32"), "word": pd.Categorical(["x"] * len(frame))}  # fmt: skip
+        n = len(frame)
+        return {
+            "half": frame["a"].to_numpy("float16"),
+            "small": np.ones(n, "uint8"),
+            "two": np.ones((n, 2), "float32"),
+            "word": pd.Categorical(["x"] * n),
+        }
 
     rows = sk.predict(model, FRAME, out, format="delta", **COMMON).to_pandas()
     assert (rows["small"].dtype, rows["half"].dtype, rows["word"][0]) == ("int16", "float32", "x")

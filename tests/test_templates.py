@@ -86,7 +86,13 @@ def test_every_parameter_has_a_type_a_default_and_a_word_of_help(name):
 
 @pytest.mark.parametrize(
     ("name", "word"),
-    [("train", "lr=0"), ("train", "model=tree"), ("train_tabular", "dropout=1"), ("eval", "metric=auc")],
+    [
+        ("train", "lr=0"),
+        ("train", "model=tree"),
+        ("train_tabular", "dropout=1"),
+        ("eval", "metric=auc"),
+        ("predict", "format=csv"),
+    ],
 )
 def test_a_value_that_makes_no_sense_is_refused(name, word):
     with pytest.raises(BadParameter, match=word.partition("=")[0]):
@@ -96,7 +102,7 @@ def test_a_value_that_makes_no_sense_is_refused(name, word):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameters", "n_figures"),
-    [("train", {"model": "mlp"}, 4), ("train_tabular", {}, 6)],
+    [("train", {"model": "mlp"}, 4), ("train_tabular", {}, 6), ("predict", {}, 2)],
 )
 def test_a_smoke_run_reaches_the_end_of_a_bare_notebook(name, parameters, n_figures, bare):
     outputs = _execute(name, bare, smoke=True, **parameters)
