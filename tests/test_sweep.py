@@ -67,6 +67,27 @@ def test_every_combination_runs_once_and_the_best_comes_first(notebook, sweep):
     assert json.loads((found.page.parent / "sweep.json").read_text())["n_trials"] == 6
 
 
+def test_the_page_is_there_while_the_sweep_runs(notebook, sweep, monkeypatch):
+    monkeypatch.setattr("scalekit.sweep_page.EVERY", 0.0)
+    monkeypatch.setattr("scalekit.sweep_page.SHARE", 1.0)
+    seen = []
+
+    def look(progress):
+        pages = list(Path("runs/sweeps").glob("*/index.html"))
+        seen.append((progress.n_done, "train.ipynb" in pages[0].read_text() if pages else None))
+
+    sweep("train.ipynb", seed=range(6), on_progress=look)
+    assert any(shown and 0 < n_done < 6 for n_done, shown in seen)
+
+
+def test_a_page_that_cannot_be_written_stops_no_trial(notebook, sweep, monkeypatch):
+    monkeypatch.setattr("scalekit.sweep_page.EVERY", 0.0)
+    fails = lambda *_: 1 / 0  # noqa: E731
+    monkeypatch.setattr("scalekit.sweep_page.write_page", fails)
+    with pytest.warns(UserWarning, match="is not written while the sweep runs: division by zero"):
+        assert len(sweep("train.ipynb", seed=range(3)).rows) == 3
+
+
 def test_the_smallest_is_the_best_where_it_shall_be_minimized(notebook, sweep):
     found = sweep("train.ipynb", seed=[2, 0, 1], goal="minimize score")
     assert [row["parameters"]["seed"] for row in found.rows] == [0, 1, 2]
