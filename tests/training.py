@@ -9,6 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}  # a process with threads must not be forked
+
 import numpy as np
 import torch
 
@@ -42,6 +47,8 @@ def train(report: Path) -> None:
             optimizer.step()
         schedule.step()
         history.append(loss.item())
+        with open(report.with_suffix(".beats"), "a") as file:
+            file.write(".")
         slot.save(step + 1, loss=loss)
     content = [model.state_dict(), optimizer.state_dict(), history, rng.random(), take_random()]
     torch.set_printoptions(precision=20, threshold=10**9)
@@ -49,16 +56,32 @@ def train(report: Path) -> None:
     report.write_text(hashlib.sha256(repr(content).encode()).hexdigest())
 
 
+def wait_for_beats(report: Path, n_before: int, n_more: int, pid: int) -> None:
+    "Wait for a training to come some steps further, or to its end, however slow the machine is"
+    beats = report.with_suffix(".beats")
+    while _count(beats) < n_before + n_more and not os.waitid(
+        os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
+    ):
+        time.sleep(0.001)
+
+
+def _count(beats: Path) -> int:
+    return beats.stat().st_size if beats.exists() else 0
+
+
 def train_until_done(folder: Path, chance: random.Random, n_kills: int) -> dict:
-    "Kill the training `n_kills` times, each time at a random moment; then let it end"
+    "Kill the training `n_kills` times, at any moment of any step; then let it end"
     os.environ["SCALEKIT_BUNDLE"] = str(Store(folder / "runs").create_run({"notebook": "train.ipynb"}).path)
     report, killed = folder / f"report-{n_kills}", 0
+    assert len(os.listdir("/proc/self/task")) == 1
     while True:
+        n_before = _count(report.with_suffix(".beats"))
         if (pid := os.fork()) == 0:
             train(report)
             os._exit(0)
         if killed < n_kills:
-            time.sleep(chance.uniform(0.005, 0.1))
+            wait_for_beats(report, n_before, chance.choice([0, 1, 1, 2, 3]), pid)
+            time.sleep(chance.uniform(0, 0.01))
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         killed += os.WIFSIGNALED(status)
