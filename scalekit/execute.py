@@ -78,12 +78,14 @@ class _Request:
     _until: float | None = None
 
     def find(self) -> str | None:
-        state = self._find_word()
-        if state != "preempted" or not (self.bundle.path / TRAINING).exists():
+        state, trains = self._find_word(), (self.bundle.path / TRAINING).exists()
+        if state != "preempted" or not (trains or self._until):
             return state
         if self._until is None:
             self._until = monotonic() + self.patience
             request_stop(self.bundle, state)  # the notebook's kernel did not hear the signal
+        if not trains:  # it has left, and its error is on the way from the kernel
+            self._until = min(self._until, monotonic() + _LAST_WORD)
         return state if monotonic() > self._until else None
 
     def _find_word(self) -> str | None:
@@ -93,6 +95,9 @@ class _Request:
             return (self.bundle.path / STOP).read_text() or "cancelled"
         except FileNotFoundError:
             return None
+
+
+_LAST_WORD = 2.0  # For a cell to end after its training has [s]
 
 # %% ../nbs/33a_execute.ipynb #4cabb4ae
 @contextmanager

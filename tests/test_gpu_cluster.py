@@ -347,3 +347,29 @@ def test_a_mistake_is_one_sentence_and_starts_nothing(run_on_gpus, profile, mach
     facts = run_on_gpus(REFUSED.format(profile=profile, before=before), **machine)
     assert re.match(sentence, facts["sentence"])
     assert "\n" not in facts["sentence"] and not facts["dask_cuda"]
+
+
+# Ranks of a training
+
+
+def test_each_rank_gets_the_gpu_of_its_own_worker(run_on_gpus):
+    facts = run_on_gpus(
+        """
+        import os
+        os.environ["SCALEKIT_PRELOAD"] = "torch"
+        import scalekit as sk
+
+        def train():
+            world = sk.current_world()
+            own = os.environ["CUDA_VISIBLE_DEVICES"].encode()
+            return [text.decode() for text in world.control.gather("gpus", own)], os.environ["LOCAL_RANK"]
+
+        if __name__ == "__main__":
+            with sk.open_cluster("gpu", n_workers=2) as cluster:
+                owned = {slot.gpus[0] for slot in cluster.slots}
+                seen, local = sk.launch(train, n_ranks="all", cluster=cluster, quiet=True)
+            report(owned=sorted(owned), seen=sorted(seen), local=local)
+        """
+    )
+    assert facts["seen"] == facts["owned"] and len(set(facts["seen"])) == 2
+    assert facts["local"] == "0"  # the only device that it sees

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from notebooks import write_notebook
+from processes import start_scalekit, wait_until
 
 import scalekit as sk
 from scalekit.cluster import Cluster
@@ -336,3 +338,39 @@ def test_a_scheduler_that_is_restarted_is_named(begin, team):
     with pytest.raises(sk.ScaleKitError, match="scheduler must go on while ranks work|its worker .* is gone"):
         begin(train, retries=0)
     restart.join()
+
+
+# A run that has to make room
+
+
+LEAVING = """
+def train():
+    world = sk.current_world()
+    (place / "begun").touch()
+    while not (place / "again").exists():
+        if reason := world.notice():
+            (place / "again").touch()
+            raise sk.Preempted(f"saved at step 7: {reason}")
+        time.sleep(0.01)
+    return "done"
+
+sk.record(end=sk.launch(train))
+"""
+
+
+def test_a_run_that_is_told_to_end_lets_its_training_save_and_is_taken_up_again(place):
+    write_notebook(
+        place / "train.ipynb",
+        "import time\nfrom pathlib import Path\nimport scalekit as sk\nplace = Path()",
+        LEAVING,
+    )
+    process = start_scalekit("run", "train.ipynb")
+    wait_until((place / "begun").exists, 60)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    (first,) = sk.runs().to_dict("records")
+    assert process.returncode == 1 and first["state"] == "preempted"
+    assert first["error"].startswith("Preempted: saved at step 7: the run was asked to make room")
+    assert not list((place / "runs" / first["run_id"]).glob("training"))
+    again = sk.run("train.ipynb", resume="latest")
+    assert (again.state, again.metrics["end"]) == ("succeeded", "done")

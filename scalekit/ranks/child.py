@@ -200,11 +200,9 @@ def describe_error(
     batch_size: float | None = None,
 ) -> Failure:
     "What is to be told of an exception that a user's function has raised"
-    import torch
-
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or _says_no_memory(error)
+    memory = isinstance(error, MemoryError) or _says_no_memory(error)
     kind = "preempted" if isinstance(error, Preempted) else "memory" if memory else "raised"
-    lost = isinstance(error, torch.distributed.DistError | TimeoutError | ConnectionError)
+    lost = isinstance(error, TimeoutError | ConnectionError) or type(error).__name__ in _DISTRIBUTED
     victim = kind == "raised" and (lost or bool(_NETWORK.search(str(error))))
     frames = tuple(
         (frame.filename, frame.lineno or 0, frame.name)
@@ -218,11 +216,14 @@ def describe_error(
 # %% ../../nbs/51d_ranks.child.ipynb #ce265d62
 _LONGEST = 10_000  # Characters of an error
 _NETWORK = re.compile(r"(?i)gloo|nccl|connection (closed|reset|refused) |broken pipe|process group")
+_DISTRIBUTED = ("DistError", "DistBackendError", "DistNetworkError", "DistStoreError")  # Of torch
 _MISTAKES = (TypeError, NameError, AttributeError, ImportError, SyntaxError, CannotTravel)
 
 
 def _says_no_memory(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    "On a GPU torch has an error of its own for it, on the CPU a sentence"
+    of_gpu = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, RuntimeError) and (of_gpu or "can't allocate memory" in str(error))
 
 
 def _pack(error: BaseException) -> bytes:

@@ -6,6 +6,7 @@
 __all__ = ['LaunchError', 'RankFailed', 'OutOfMemory', 'NotEnoughWorkers', 'launch']
 
 # %% ../../nbs/51i_ranks.launcher.ipynb #a4828281
+import gc
 import os
 import secrets
 import sys
@@ -25,7 +26,7 @@ from .gang import Gang, give_back, wait_for_workers
 from .notice import ready_to_leave
 from .progress import Pace, show_line
 from .travel import pack_call, unpack_value
-from .world import Preempted, World, enter_world, find_device, is_launched, raise_fence
+from .world import Preempted, World, enter_world, is_launched, raise_fence
 from ..workers import ClusterError
 
 if TYPE_CHECKING:
@@ -134,9 +135,7 @@ def _launch_here(plan: _Plan, call: Callable[[], Any]) -> Any:
 
         while True:
             attempt = plan.raise_fence()
-            world = World(
-                0, 1, find_device(), attempt=attempt, folder=plan.folder, shrink=plan.shrink, tell=tell
-            )
+            world = World(0, 1, attempt=attempt, folder=plan.folder, shrink=plan.shrink, tell=tell)
             with ready_to_leave(world), enter_world(world):
                 try:
                     return call()
@@ -149,12 +148,8 @@ def _launch_here(plan: _Plan, call: Callable[[], Any]) -> Any:
 
 
 def _free_memory() -> None:
-    import gc
-
-    import torch
-
     gc.collect()
-    if torch.cuda.is_initialized():
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 # %% ../../nbs/51i_ranks.launcher.ipynb #29775093
@@ -203,6 +198,10 @@ def _find_host(cluster: "Cluster", address: str) -> str:
         return "127.0.0.1"
     return address.partition("://")[2].rpartition(":")[0].strip("[]")
 
+# %% ../../nbs/51i_ranks.launcher.ipynb #a4f0eee4
+def _list_warm(preload: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*preload, "torch", "torch._dynamo", "scalekit.ranks.child"]))
+
 # %% ../../nbs/51i_ranks.launcher.ipynb #9e50c057
 @dataclass
 class _Launch:
@@ -217,7 +216,7 @@ class _Launch:
         if self.cluster.profile.leaves_loopback:
             warnings.warn("what ranks on several machines say to each other is not encrypted", stacklevel=3)
         self.name = f"scalekit-launch-{secrets.token_hex(6)}"
-        self.driver, self.pace = World(0, 1, find_device()), Pace()
+        self.driver, self.pace = World(0, 1), Pace()
         with ExitStack() as stack:
             self.show = stack.enter_context(show_line(self.plan.quiet))
             stack.enter_context(ready_to_leave(self.driver))
@@ -266,7 +265,7 @@ class _Launch:
                 process=slot.process, gpus=slot.gpus, threads=slot.threads,
                 host=_find_host(self.cluster, slot.worker), heartbeat=plan.heartbeat, timeout=plan.timeout,
                 work_folder=os.getcwd(), search_path=tuple(path for path in sys.path if path),
-                modules=_with_torch(settings.warm_modules), linger=settings.linger,
+                modules=_list_warm(settings.preload), linger=settings.linger,
                 folder=str(plan.folder) if plan.folder else None, bundle=str(bundle) if bundle else None,
                 shrink=plan.shrink,
             )
@@ -323,10 +322,6 @@ _SCHEDULER_GONE = "the cluster's scheduler must go on while ranks work. Open a c
 
 def _same(one: Failure, other: Failure) -> bool:
     return (one.kind, one.text, one.step) == (other.kind, other.text, other.step)
-
-
-def _with_torch(modules: tuple[str, ...]) -> tuple[str, ...]:
-    return modules if "torch" in modules else (*modules, "torch")
 
 
 def _unpack_error(failure: Failure) -> BaseException | None:

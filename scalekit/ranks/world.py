@@ -137,7 +137,7 @@ class World:
         self,
         rank: int,  # From 0
         size: int,  # How many ranks there are
-        device: "torch.device",  # Where it computes: `cuda:0` of those it may see, or `cpu`
+        device: "torch.device | None" = None,  # Where it computes; None is `find_device()`
         *,
         attempt: int = 1,  # Counted on in `folder`: an older one must not write there any more
         folder: Path | None = None,  # Where checkpoints go; None: memory only
@@ -145,7 +145,7 @@ class World:
         control: Exchange | None = None,  # None in a world of one
         tell: Callable[[dict[str, Any]], None] | None = None,  # To whoever supervises this rank
     ) -> None:
-        self.rank, self.size, self.device = rank, size, device
+        self.rank, self.size, self._device = rank, size, device
         self.attempt, self.folder, self.shrink = attempt, folder, shrink
         self.control = control or _Alone()
         self.step: int | None = None  # Of the last `beat`
@@ -154,7 +154,14 @@ class World:
         self._tell, self._next, self._looked = tell, 0.0, 0.0
 
     def __repr__(self) -> str:
-        return f"World(rank {self.rank} of {self.size}, {self.device}, attempt {self.attempt})"
+        return f"World(rank {self.rank} of {self.size}, attempt {self.attempt})"
+
+    @property
+    def device(self) -> "torch.device":
+        "Where it computes: `cuda:0` of those it may see, or `cpu`"
+        if self._device is None:
+            self._device = find_device()
+        return self._device
 
     def beat(
         self,
@@ -249,7 +256,7 @@ def current_world() -> World:
     place = None if folder is None else folder / "checkpoints"
     if place not in _alone:
         attempt = max(1, read_fence(place)) if place else 1
-        _alone[place] = World(0, 1, find_device(), attempt=attempt, folder=place)
+        _alone[place] = World(0, 1, attempt=attempt, folder=place)
     return _alone[place]
 
 
