@@ -1,0 +1,104 @@
+"""How soon a training goes on after a rank was killed or has hung, and what a rank costs to start."""
+
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+from figures import Figure
+
+import scalekit as sk
+from scalekit.cluster import Cluster
+from scalekit.ranks.launcher import launch
+
+N_FAULTS = int(os.environ.get("BENCH_FAULTS", "7"))
+HEARTBEAT = 1.0
+
+
+def figure(what: str, seconds: list[float], goal: float, promise: str) -> Figure:
+    median = statistics.median(seconds)
+    spread = f"{min(seconds):.2f} to {max(seconds):.2f} s in {len(seconds)}"
+    return Figure(what, f"{median:.2f} s", "", median / goal, f"{promise}; got {spread}".lstrip("; "))
+
+
+def make_training(folder: Path, n_faults: int, fault: Callable[[], None]) -> Callable[[], None]:
+    "A training of two ranks in which something happens in each attempt but the last"
+
+    def train() -> None:
+        import torch
+
+        world = sk.current_world()
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(8, 1))
+        optimizer = torch.optim.AdamW(model.parameters())
+        for step in range(10_000):
+            optimizer.zero_grad()
+            model(torch.ones(4, 8)).sum().backward()
+            optimizer.step()
+            world.beat(step + 1)
+            if step == 0:
+                (folder / f"step-{world.attempt}-{world.rank}").write_text(str(time.time()))
+                (folder / f"pid-{world.attempt}-{world.rank}").write_text(str(os.getpid()))
+            if world.attempt > n_faults:
+                return
+            if step == 50 and world.rank == world.attempt % 2:
+                (folder / f"fault-{world.attempt}").write_text(str(time.time()))
+                fault()
+            time.sleep(0.002)
+
+    return train
+
+
+def time_faults(cluster: Cluster, fault: Callable[[], None]) -> tuple[list[float], int]:
+    "Seconds from each fault to the first step of the last rank after it, and how many processes are left"
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def read(file: str) -> float:
+            return float((folder / file).read_text())
+
+        launch(
+            make_training(folder, N_FAULTS, fault), n_ranks=2, cluster=cluster, folder=folder / "checkpoints",
+            retries=N_FAULTS, heartbeat=HEARTBEAT, quiet=True,
+        )  # fmt: skip
+        seconds = [
+            max(read(f"step-{attempt + 1}-{rank}") for rank in (0, 1)) - read(f"fault-{attempt}")
+            for attempt in range(1, N_FAULTS + 1)
+        ]
+        pids = [int(path.read_text()) for path in folder.glob("pid-*")]
+        return seconds, sum(psutil.pid_exists(pid) for pid in pids)
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop_self() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def time_starts(cluster: Cluster) -> list[float]:
+    "Seconds of a launch of two ranks that do nothing"
+    seconds = []
+    for _ in range(max(3, N_FAULTS)):
+        begin = time.monotonic()
+        launch(os.getpid, n_ranks=2, cluster=cluster, quiet=True)
+        seconds.append(time.monotonic() - begin)
+    return seconds
+
+
+def measure() -> Iterator[Figure]:
+    with TemporaryDirectory() as folder, sk.open_cluster("cpu", n_workers=2) as cluster:
+        os.chdir(folder)
+        launch(os.getpid, n_ranks=2, cluster=cluster, quiet=True)  # the warm server
+        yield figure("two ranks that do nothing, from call to value", time_starts(cluster), 1.0, "")
+        killed, left = time_faults(cluster, kill_self)
+        yield figure("a rank is killed: until both train again", killed, 2.5, "at most 2.5 s")
+        stopped, more = time_faults(cluster, stop_self)
+        goal = HEARTBEAT + 1.0
+        found = "a rank is stopped, heartbeat 1 s: until both train again"
+        yield figure(found, stopped, goal + 2.5, "found within 2 s, then at most 2.5 s")
+        yield Figure("processes of ranks that are left", str(left + more), "", float(left + more), "0")
