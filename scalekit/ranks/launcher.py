@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import load_settings
-from ..context import current_run
+from ..context import current_run, vouch
 from ..core import ScaleKitError
 from .child import Failure, RankOrder, describe_error
 from .follow import RankView, Watch, format_traceback
@@ -120,6 +120,7 @@ def launch(
     plan = _Plan(name, place, replace, retries, heartbeat, timeout, patience, halve, quiet)
     if n_ranks == 1 and cluster is None:
         return _launch_here(plan, lambda: function(*args, **kwargs))
+    vouch()  # the ranks save steps, and only this process knows what the notebook has read
     packed = pack_call(function, args, kwargs)
     with _open(cluster, n_ranks) as opened:
         return _Launch(plan, opened, _count(name, opened, n_ranks), packed).run()

@@ -19,6 +19,7 @@ from time import monotonic
 from typing import Any
 
 from ..artifacts import BadValue, to_metric
+from ..context import vouch
 from ..events import promise
 from ..shelf import Damaged, Goal, Saved, Shelf, choose_kept, rank_saved
 from .agreement import ALONE, Ranks, do_together
@@ -87,6 +88,7 @@ class Saver:
         if self._shelf is None:
             self._remember(saved, state, own)
             return
+        vouch()
         parts = take_parts(self._world.rank, state, own or {}, self._buffers)
         self._pending.append(self._writer.submit(self._write, saved, parts))
         if not self._asynchronous:
