@@ -139,8 +139,9 @@ def find_difference(
         if one.shape != other.shape:
             return float("inf")
         if other.numel():
-            gap = (one.double() - other.double()).abs().max() / other.double().abs().max().clamp(min=1)
-            found = max(found, float(gap)) if bool(gap == gap) else float("inf")
+            one, other = one.detach().double(), other.detach().double()
+            gap = float((one - other).abs().max() / other.abs().max().clamp(min=1))
+            found = max(found, gap) if gap == gap else float("inf")  # nan is no answer
     return found
 
 

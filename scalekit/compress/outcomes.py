@@ -78,7 +78,9 @@ def _bootstrap(change: "np.ndarray") -> tuple[float, float]:
     rng = np.random.default_rng(0)  # the same table gives the same interval
     n_seeds, n = change.shape
     patterns, counts = np.unique(change.T, axis=0, return_counts=True)
-    examples = rng.multinomial(n, counts / n, size=N_DRAWS) / n
+    patterns = np.vstack([patterns, np.full((2, n_seeds), [[-1], [1]])])
+    shares = np.append(counts, [0.5, 0.5]) / (n + 1)
+    examples = rng.multinomial(n, shares, size=N_DRAWS) / n
     seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=N_DRAWS) / n_seeds
     means = np.einsum("dp,ps,ds->d", examples, patterns, seeds)
     low, high = np.quantile(means, [0.025, 0.975])

@@ -43,8 +43,9 @@ def prune_channels(
     if n_rounds < 1:
         raise NotCompressible(f"prune_channels: n_rounds is at least 1, got {n_rounds}")
     new = copy_model(model).eval()
+    before = _run_first(new, example)
     kept = _find_last(new, example) if keep is None else find_layers(new, keep)
-    before, flops = _find_shapes(new, example), count_flops(new, example)
+    flops = count_flops(new, example)
     pruner = _make_pruner(new, example, share, n_rounds, kept, round_to, importance)
     n_steps = 0
     for _ in range(n_rounds):
@@ -59,6 +60,17 @@ def prune_channels(
 def _check_share(function: str, share: float) -> None:
     if not 0 < share < 1:
         raise NotCompressible(f"{function}: share must be between 0 and 1, got {share}. Half: share=0.5")
+
+
+def _run_first(model: nn.Module, example: Inputs) -> list[torch.Size]:
+    "Shapes of the outputs; an example that doesn't fit is found here"
+    try:
+        return _find_shapes(model, example)
+    except Exception as error:  # it is the user's model, which may raise anything
+        raise NotCompressible(
+            f"{type(model).__name__} does not run on an example of shape "
+            f"{_tell_shapes(as_tuple(example))}: {error}"
+        ) from error
 
 
 def _make_pruner(

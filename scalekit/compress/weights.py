@@ -6,6 +6,7 @@
 __all__ = ['InBf16', 'to_bf16', 'to_int8']
 
 # %% ../../nbs/54b_compress.weights.ipynb #b8fdc5fb
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -75,6 +76,8 @@ def to_int8(
         )
     share = sum(layer.weight.numel() for layer in layers) / as_candidate(model).n_weights
     _quantise(new, set(layers))
+    if compile:  # about a cache that this process does without
+        warnings.filterwarnings("ignore", message=".* does not implement _stable_hash_for_caching")
     settings = {"n_layers": len(layers), "share_of_weights": round(share, 3), "compiled": compile}
     return add_change(model, new, "int8 weights", settings, compiled=torch.compile(new) if compile else None)
 
