@@ -92,6 +92,8 @@ def test_every_parameter_has_a_type_a_default_and_a_word_of_help(name):
         ("train_tabular", "dropout=1"),
         ("eval", "metric=auc"),
         ("predict", "format=csv"),
+        ("compress", "share=1"),
+        ("finetune", "n_layers=7"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused(name, word):
@@ -102,7 +104,14 @@ def test_a_value_that_makes_no_sense_is_refused(name, word):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameters", "n_figures"),
-    [("train", {"model": "mlp"}, 4), ("train_tabular", {}, 6), ("predict", {}, 2)],
+    [
+        ("train", {"model": "mlp"}, 4),
+        ("train_tabular", {}, 6),
+        ("train_distributed", {}, 1),
+        ("predict", {}, 2),
+        ("compress", {}, 3),
+        ("finetune", {}, 4),
+    ],
 )
 def test_a_smoke_run_reaches_the_end_of_a_bare_notebook(name, parameters, n_figures, bare):
     outputs = _execute(name, bare, smoke=True, **parameters)
