@@ -1731,6 +1731,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'scalekit.journal.watch._written': ('journal.watch.html#_written', 'scalekit/journal/watch.py'),
                                         'scalekit.journal.watch.describe_file': ( 'journal.watch.html#describe_file',
                                                                                   'scalekit/journal/watch.py'),
+                                        'scalekit.journal.watch.find_modules': ( 'journal.watch.html#find_modules',
+                                                                                 'scalekit/journal/watch.py'),
                                         'scalekit.journal.watch.find_paths': ('journal.watch.html#find_paths', 'scalekit/journal/watch.py'),
                                         'scalekit.journal.watch.is_unchanged': ( 'journal.watch.html#is_unchanged',
                                                                                  'scalekit/journal/watch.py')},

@@ -122,6 +122,18 @@ def test_a_file_counts_as_it_was_when_it_was_read(folder):
         assert goes_on(play(*changing, resume=broken.run_id)) != is_new
 
 
+def test_a_module_that_comes_later_counts_if_it_was_asked_for(folder):
+    asks = "try:\n    import later_of_training\nexcept ImportError:\n    pass"
+    cells = [*CELLS[:2], asks, *CELLS[2:]]
+    broken = play(*cells)
+    rewrite("plots.py", "")
+    assert goes_on(play(*cells, resume=broken.run_id))
+    Path("killed").unlink()
+    broken = play(*cells)
+    rewrite("later_of_training.py", "")
+    assert not goes_on(play(*cells, resume=broken.run_id))
+
+
 def test_a_notebook_that_keeps_no_journal_has_a_footing_too(folder):
     cells = [*CELLS[:3], "import time; time.sleep(0.3); 7", "last = _", *CELLS[3:]]
     broken = play(*cells)
