@@ -123,7 +123,7 @@ def _open_onnx(path: Path) -> Callable[..., list[torch.Tensor]]:
     names = [one.name for one in session.get_inputs()]
 
     def call(*inputs: torch.Tensor) -> list[torch.Tensor]:
-        arrays = [one.detach().numpy() for one in inputs]
+        arrays = [one.detach().cpu().numpy() for one in inputs]
         return [torch.from_numpy(one) for one in session.run(None, dict(zip(names, arrays, strict=True)))]
 
     return call
@@ -139,7 +139,7 @@ def find_difference(
         if one.shape != other.shape:
             return float("inf")
         if other.numel():
-            one, other = one.detach().double(), other.detach().double()
+            one, other = one.detach().cpu().double(), other.detach().cpu().double()
             gap = float((one - other).abs().max() / other.abs().max().clamp(min=1))
             found = max(found, gap) if gap == gap else float("inf")  # nan is no answer
     return found
