@@ -9,7 +9,7 @@ __all__ = ['Work', 'predict_partition', 'pack_work', 'hold_work', 'predict_on_wo
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +89,31 @@ def _count(batch: Any) -> int:
     if isinstance(batch, dict):
         return len(next(iter(batch.values())))
     return batch.num_rows if hasattr(batch, "num_rows") else len(batch)
+
+# %% ../../nbs/53i_inference.task.ipynb #b67b3acd
+_HANDFUL = 1 << 20  # [bytes]
+
+
+def _gather(inputs: Iterable[Any]) -> Iterator[list[Any]]:
+    "Batches by handfuls; a large one, or one that can't be weighed, goes alone"
+    kept: list[Any] = []
+    weight = 0
+    for item in inputs:
+        kept.append(item)
+        weight += sum(_weigh(part) for part in item[2:])
+        if weight >= _HANDFUL:
+            yield kept
+            kept, weight = [], 0
+    if kept:
+        yield kept
+
+
+def _weigh(value: Any) -> int:
+    if isinstance(value, (dict, tuple, list)):
+        return sum(_weigh(item) for item in (value.values() if isinstance(value, dict) else value))
+    if hasattr(value, "memory_usage"):  # a DataFrame
+        return int(value.memory_usage(index=False).sum())
+    return getattr(value, "nbytes", _HANDFUL)
 
 # %% ../../nbs/53i_inference.task.ipynb #ddcd8546
 def _each(value: Any, change: Any) -> Any:
@@ -178,9 +203,9 @@ def predict_partition(
     path = folder / f"{partition.number:05d}-{secrets.token_hex(6)}.parquet"
     begun, computed, waited = perf_counter(), 0.0, 0.0
     try:
-        with WriteBehind() as behind, read_ahead(_make_inputs(work, chunk, partition)) as inputs:
+        with WriteBehind() as behind, read_ahead(_gather(_make_inputs(work, chunk, partition))) as handfuls:
             part, looked = _Part(path, schema, partition, behind), perf_counter()
-            for first, n, batch, made in inputs:
+            for first, n, batch, made in (item for items in handfuls for item in items):
                 started = perf_counter()
                 waited += started - looked
                 with _at(partition.name_rows(first, n)):
