@@ -31,7 +31,7 @@ def team(tmp_path_factory):
     "A cluster of two workers, and a warm server with torch"
     with pytest.MonkeyPatch.context() as patch, sk.open_cluster("cpu", n_workers=2) as cluster:
         patch.setenv("SCALEKIT_PRELOAD", "torch")
-        patch.setenv("SCALEKIT_LINGER", "5")
+        patch.setenv("SCALEKIT_LINGER", "20")
         patch.chdir(tmp_path_factory.mktemp("ranks"))
         yield cluster
 
@@ -243,6 +243,25 @@ def test_a_killed_worker_is_replaced_or_done_without(begin, team, replace, size)
 
     assert begin(train, replace=replace) in [(2, size), (2, 2)]
     _wait_for(team, 2)
+
+
+def test_a_worker_that_does_not_answer_is_done_without_and_its_rank_ends_itself(begin, team, tmp_path):
+    _wait_for(team, 2)
+    stopped = team.slots[0]
+
+    def train():
+        world = current_world()
+        if world.attempt == 1:
+            if world.rank == 0:
+                os.kill(stopped.process[1], signal.SIGSTOP)
+            time.sleep(60)
+        return world.attempt, world.size
+
+    try:
+        assert begin(train, replace="shrink", heartbeat=1.0) == (2, 1)
+        wait_until(lambda: not any(map(_lives, _list_pids(tmp_path))), 10)  # with its worker still stopped
+    finally:
+        os.kill(stopped.process[1], signal.SIGCONT)
 
 
 def test_memory_that_runs_out_is_named_and_half_the_batch_is_tried_once(begin):

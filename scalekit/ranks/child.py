@@ -158,7 +158,12 @@ def _open_store(order: RankOrder, line: Line, heart: _Heart) -> Iterator[Any]:
         host, port = heart.wait_for_store(order.timeout)
         store = TCPStore(host, port, None, False, wait)
     os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
-    yield PrefixStore(str(order.attempt), store)
+    own = PrefixStore(str(order.attempt), store)
+    yield own
+    if order.rank:
+        own.set(f"left/{order.rank}", b"")
+    else:  # whoever still waits for an answer would get an error in place of it
+        own.wait([f"left/{rank}" for rank in range(1, order.size)], timedelta(seconds=_FOR_EVER))
 
 
 @contextmanager

@@ -75,6 +75,7 @@ class Watch:
     failures: list[Failure] = field(default_factory=list)
     _store: dict[str, Any] | None = None
     _settled: float = math.inf  # When the last word on the failure is spoken
+    _looked: float = math.inf
 
     def __post_init__(self) -> None:
         self.views = [RankView(order.rank) for order in self.gang.orders]
@@ -82,7 +83,10 @@ class Watch:
     def run(self) -> Failure | None:  # Nothing once all ranks are done
         "Follow the ranks until all are done or one has failed"
         while not all(view.done for view in self.views):
-            self._take(self.gang.receive(_LOOK_EVERY))
+            message = self.gang.receive(_LOOK_EVERY)
+            while message is not None:
+                self._take(message)
+                message = self.gang.receive(0)
             self._find_silent()
             self.show(self.views)
             if any(not failure.victim for failure in self.failures) or monotonic() > self._settled:
@@ -95,9 +99,7 @@ class Watch:
             if message["kind"] in ("lines", "note"):
                 self._take(message)
 
-    def _take(self, message: dict[str, Any] | None) -> None:
-        if message is None:
-            return
+    def _take(self, message: dict[str, Any]) -> None:
         view, kind = self.views[message["rank"]], message["kind"]
         if kind in ("worker-gone", "task-lost"):
             return self._lose(view, kind)
@@ -144,6 +146,11 @@ class Watch:
 
     def _find_silent(self) -> None:
         "A worker that is stopped or cut off says nothing; the first one that went silent is to blame"
+        now, before = monotonic(), self._looked
+        self._looked = now
+        if now - before > self.heartbeat / 2:  # it was this process that slept
+            for view in self.views:
+                view.heard = max(view.heard, now)
         silent = [view for view in self.views if not view.done and monotonic() - view.heard > self.heartbeat]
         for view in sorted(silent, key=lambda view: view.heard)[:1]:
             address = self.gang.orders[view.rank].address

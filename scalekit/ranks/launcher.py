@@ -104,7 +104,7 @@ def launch(
     | None = None,  # Of checkpoints; None is the run's, outside of a run memory only
     replace: str = "wait",  # When a worker is lost: "wait" for another, or "shrink" to those that are left
     retries: int = 3,  # How often to start again after a failure
-    heartbeat: float = 10.0,  # Longest silence of a process that is well [s]
+    heartbeat: float = 30.0,  # Longest silence of a process that is well [s]
     timeout: float = 600.0,  # Longest wait of a rank for the others, in a collective too [s]
     patience: float = 300.0,  # Longest wait for workers [s]
     on_out_of_memory: str = "halve",  # Try with half the micro-batch and twice the accumulation; or "fail"
