@@ -23,6 +23,9 @@ _public = {
     "ranks.launcher": "launch RankFailed",
     "ranks.world": "Preempted current_world",
     "budget": "Budget",
+    "train.loop": "training",
+    "train.foreign": "check_world",
+    "train.partitions": "Partitions",
     "inference.driver": "Predictions predict",
 }
 _home = {name: module for module, names in _public.items() for name in names.split()}
@@ -63,6 +66,9 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .sweeps import sweep as sweep
     from .template import copy_template as copy_template
     from .template import list_templates as list_templates
+    from .train.foreign import check_world as check_world
+    from .train.loop import training as training
+    from .train.partitions import Partitions as Partitions
     from .trials import Sweep as Sweep
 
 

@@ -142,14 +142,15 @@ class Agreement:
     def _choose(self) -> int:
         "The largest k that any rank needs"
         cost, step = (sorted(times)[_N_MEASURED // 2] for times in zip(*self._costs, strict=True))
-        own = min(max(math.ceil(cost / (self.share * max(step, 1e-6))), 1), _LONGEST)
+        step = max(step, 1e-6)
+        own = max(1, min(math.ceil(cost / (self.share * step)), math.ceil(_LONGEST / step)))
         most = torch.tensor([own])
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX, group=self._group)
         return int(most)
 
 
 _N_MEASURED = 9  # Steps that ask each time
-_LONGEST = 1000  # Steps between two questions
+_LONGEST = 2.0  # Between two questions [s]
 
 # %% ../../nbs/52g_train.agree.ipynb #40ddce39
 def _find_group() -> Any:

@@ -9,8 +9,9 @@ __all__ = ['Pair', 'name_parts', 'Source', 'TensorSource', 'DatasetSource', 'Loa
 # %% ../../nbs/52d_train.feed.ipynb #369c1a5b
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
+from itertools import chain, islice
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -195,9 +196,11 @@ class LoaderSource:
         for part in (self.loader, *own):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
-        with own_streams():  # a loader draws its seed when it begins
+        with own_streams():  # a loader draws its seed when it begins, its sampler with the first batch
             seed_streams(seed, "loader", epoch, rank)
-            return iter(self.loader)
+            batches = iter(self.loader)
+            first = [] if self._drawn else list(islice(batches, 1))
+        return chain(first, batches)
 
     def _agree(self, batches: Iterator[Any]) -> Iterator[tuple[Any, float]]:
         for batch in batches:
@@ -262,7 +265,7 @@ def find_source(
         return DatasetSource(data, n_workers, pin, options)
     raise BadTraining(
         f"training: {type(data).__name__} can't say where it is: it has neither len() and [i] nor "
-        "state_dict(). Give a map-style data set, tensors, sk.Partitions(...), or a StatefulDataLoader around it"
+        "state_dict(). Give a map-style data set, tensors, sk.Partitions(...), or a StatefulDataLoader"
     )
 
 # %% ../../nbs/52d_train.feed.ipynb #e233b101
@@ -274,11 +277,12 @@ def check_loader(
     "Raise `BadTraining` if the loader does not give each rank its own samples"
     if n_ranks == 1 or not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return
-    sampler, batches = loader.sampler, type(loader.batch_sampler).__name__
+    sampler = loader.sampler
+    own_batches = loader.batch_sampler is not None and loader.batch_size is None
     if isinstance(sampler, DistributedSampler):
         blind = (sampler.num_replicas, sampler.rank) != (n_ranks, rank)
     else:
-        blind = type(sampler).__name__ in ("RandomSampler", "SequentialSampler") and batches == "BatchSampler"
+        blind = type(sampler).__name__ in ("RandomSampler", "SequentialSampler") and not own_batches
     if blind:
         raise BadTraining(
             f"training: on {n_ranks} ranks this loader gives rank {rank} the samples of all, or of another. "
@@ -291,7 +295,7 @@ def put_on_device(
     draws: Iterator[tuple[Share, Any]],
     device: torch.device,
     ahead: bool = True,  # Ask for the next batch before this one is used
-) -> Iterator[tuple[Share, Any]]:
+) -> Generator[tuple[Share, Any], None, None]:
     "The same batches on `device`"
     if device.type != "cuda":
         for share, batch in draws:

@@ -9,7 +9,7 @@ __all__ = ['hash_model', 'describe_training', 'find_changes']
 import hashlib
 import sys
 from collections.abc import Mapping
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ def describe_training(
     n_weights = sum(weight.numel() for weight in model.parameters())
     facts = {"model": type(model).__name__, "weights": n_weights, "model's code": hash_model(model)}
     if caller:
-        facts["training's code"] = fingerprint_code(FunctionType(caller, {}))
+        facts["training's code"] = fingerprint_code(SimpleNamespace(__code__=caller))  # type: ignore[arg-type]
     facts |= {"Python": f"{sys.version_info.major}.{sys.version_info.minor}"}
     facts |= {"optimizer": type(optimizer).__name__}
     for number, group in enumerate(optimizer.param_groups):

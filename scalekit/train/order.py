@@ -108,7 +108,7 @@ class Cut:
         micro = -(-self.batch_size // (self.n_ranks * self.accumulate))
         n_rounds = -(-n // (self.n_ranks * micro))
         n_pieces = n_rounds * self.n_ranks
-        edges = [start + n * piece // n_pieces for piece in range(n_pieces + 1)]
+        edges = [start - (-n * piece // n_pieces) for piece in range(n_pieces + 1)]  # the first get more
         pieces = range(rank, n_pieces, self.n_ranks)
         return [
             self._share(epoch, step, edges[piece], edges[piece + 1], n, ends_step=piece == pieces[-1])
