@@ -348,6 +348,19 @@ def test_without_a_warm_server_a_rank_starts_cold(monkeypatch):
     assert "rank 0 starts cold: there is none" in notes
 
 
+def test_a_kill_for_want_of_memory_is_told_as_such(team, monkeypatch):
+    counts = iter([3, 4])
+    monkeypatch.setattr("scalekit.ranks.supervise.count_memory_kills", lambda: next(counts))
+    order = RankOrder(
+        launch="oom", attempt=1, rank=0, size=1, address="", process=("", 0), gpus=(), threads=1,
+        host="127.0.0.1", heartbeat=60.0, timeout=60.0, work_folder="/", modules=("json",), linger=1.0,
+    )  # fmt: skip
+    supervisor = Supervisor(order, lambda *words, **more: None, lambda: True)
+    call = pack_call(lambda: os.kill(os.getpid(), signal.SIGKILL), [], {})
+    failure = supervisor.run(call, Preemption())[1]
+    assert (failure.kind, failure.text) == ("memory", "the machine killed it because memory had run out")
+
+
 def test_a_scheduler_that_is_restarted_is_named(begin, team):
     def train():
         time.sleep(60)

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from ..config import Preemption
@@ -194,7 +194,7 @@ def wait_for_workers(
             return []
         if reason != told and monotonic() > end - patience + _QUIET:
             say(told := reason)
-        threading.Event().wait(_PAUSE)
+        sleep(_PAUSE)
 
 # %% ../../nbs/51f_ranks.gang.ipynb #d62c6b16
 _PAUSE = 0.1  # Between two looks [s]

@@ -265,7 +265,7 @@ class _Launch:
                 launch=self.name, attempt=attempt, rank=rank, size=len(slots), address=slot.worker,
                 process=slot.process, gpus=slot.gpus, threads=slot.threads,
                 host=_find_host(self.cluster, slot.worker), heartbeat=plan.heartbeat, timeout=plan.timeout,
-                work_folder=os.getcwd(), search_path=tuple(path for path in sys.path if path),
+                work_folder=os.getcwd(), search_path=tuple(path or os.getcwd() for path in sys.path),
                 modules=_list_warm(settings.preload), linger=settings.linger,
                 folder=str(plan.folder) if plan.folder else None, bundle=str(bundle) if bundle else None,
                 shrink=plan.shrink,
