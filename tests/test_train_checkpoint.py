@@ -387,7 +387,10 @@ def test_a_manifest_that_asks_for_a_pickle_gets_none(tmp_path, monkeypatch):
     )
     (place / "state.json").write_bytes(text)
     forge(place / "manifest.json", "state.json", text)
-    with Saver(tmp_path) as saver, pytest.raises(ScaleKitError, match="it was kept by pickle"):
+    with (
+        Saver(tmp_path) as saver,
+        pytest.raises(BadValue, match="1: it holds a pickle.*could run any code, so it is refused"),
+    ):
         saver.load()
     assert not Path("exploded").exists()
 

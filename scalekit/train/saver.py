@@ -21,6 +21,7 @@ from typing import Any
 from ..artifacts import BadValue, to_metric
 from ..context import vouch
 from ..events import promise
+from ..forms import UnreadableValue
 from ..shelf import Damaged, Goal, Saved, Shelf, choose_kept, rank_saved
 from .agreement import ALONE, Ranks, do_together
 from .buffers import Buffers
@@ -220,8 +221,14 @@ class Saver:
         if self._world.rank:  # rank 0 has checked it; this may be another machine
             self._shelf.check(saved, "")
             self._shelf.check(saved, own)
-        mine = self._shelf.unpack(saved, own)["own"] if self._world.rank < size else None
-        state = self._shelf.unpack(saved)["state"]
+        try:
+            mine = self._shelf.unpack(saved, own)["own"] if self._world.rank < size else None
+            state = self._shelf.unpack(saved)["state"]
+        except UnreadableValue as error:
+            raise BadValue(
+                f"{self.name}/{_place(saved)}: it holds a pickle, which no saver has written. To load it "
+                f"could run any code, so it is refused. Remove the folder {saved.place}, or name another one"
+            ) from error
         return Loaded(saved.step, state, mine, saved.values, size, saved.about)
 
     def _remember(self, saved: Saved, state: dict[str, Any], own: dict[str, Any] | None) -> None:
