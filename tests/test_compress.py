@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from scalekit import compress
 from scalekit.compress import candidates as candidates_module
 from scalekit.compress.forms import find_difference
 from scalekit.compress.latency import compare_times, time_calls
-from scalekit.compress.outcomes import compare_answers, flip_signs
+from scalekit.compress.measured import Against
+from scalekit.compress.outcomes import Paired, compare_answers, flip_signs
 from scalekit.compress.words import tell_size, tell_speed
 
 X, Y = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 10
@@ -289,6 +291,23 @@ def test_agreement_and_accuracy_are_those_counted_by_hand(card):
 def test_the_winner_is_the_smallest_that_surely_loses_little(card):
     assert compress.choose_smallest(card, most_lost=0.0).name in ("original", "same", "zeros")
     assert compress.choose_smallest(card, most_lost=1.0).name in ("pruned", "small")
+
+
+def test_a_candidate_that_may_have_lost_too_much_does_not_win(card):
+    original, small = card["original"], card["pruned"]
+    doubtful = Against("original", Paired(-0.005, -0.03, 0.02, 0.7, 3, 2), 0.7)
+    judged = replace(card, measured=[original, replace(small, original=doubtful)])
+    assert compress.choose_smallest(judged, most_lost=0.01).name == "original"
+    assert compress.choose_smallest(judged, most_lost=0.03).name == "pruned"
+
+
+def test_two_that_are_wrong_in_different_ways_do_not_agree():
+    one, two = _perceptron(), _perceptron()
+    for model, answer in ((one, 1), (two, 2)):
+        model[-1].bias.data[answer] = 100
+    targets = torch.zeros(64, dtype=torch.long)
+    found = compress.report_card({"one": [one], "two": [two]}, X, targets, n_rounds=5, forms=[])
+    assert (found["two"].accuracy, found["two"].agreement, found["two"].original.p) == (0, 0, 1)
 
 
 def test_a_card_is_a_table_a_page_and_a_frame(card):
