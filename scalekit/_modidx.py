@@ -3341,6 +3341,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'scalekit.train.saver.Saver._no_best': ('train.saver.html#saver._no_best', 'scalekit/train/saver.py'),
                                       'scalekit.train.saver.Saver._open_shelf': ( 'train.saver.html#saver._open_shelf',
                                                                                   'scalekit/train/saver.py'),
+                                      'scalekit.train.saver.Saver._publish': ('train.saver.html#saver._publish', 'scalekit/train/saver.py'),
                                       'scalekit.train.saver.Saver._read': ('train.saver.html#saver._read', 'scalekit/train/saver.py'),
                                       'scalekit.train.saver.Saver._remember': ( 'train.saver.html#saver._remember',
                                                                                 'scalekit/train/saver.py'),

@@ -140,21 +140,20 @@ class _Part:
         self._partition, self._behind = partition, behind
         self._writer: Any = None
         self._kept: list[Any] = []
+        self._n_rows = self._n_bytes = 0  # Of what is kept
 
     def add(self, rows: Any) -> None:
         if self.schema is None:
             self.schema = rows.schema
         self._kept.append(self._conform(rows))
-        if (
-            sum(r.num_rows for r in self._kept) >= _GROUP_ROWS
-            or sum(r.nbytes for r in self._kept) >= _GROUP_BYTES
-        ):
+        self._n_rows, self._n_bytes = self._n_rows + rows.num_rows, self._n_bytes + rows.nbytes
+        if self._n_rows >= _GROUP_ROWS or self._n_bytes >= _GROUP_BYTES:
             self.flush()
 
     def flush(self) -> None:
         if self._kept:
             self._behind.do(self._write, self._kept)
-            self._kept = []
+            self._kept, self._n_rows, self._n_bytes = [], 0, 0
 
     def close(self) -> None:
         "Everything is on disk when this returns"
