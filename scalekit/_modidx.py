@@ -3432,6 +3432,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'scalekit/train/wrap.py'),
                                      'scalekit.train.wrap.WrappedModel.state_dict': ( 'train.wrap.html#wrappedmodel.state_dict',
                                                                                       'scalekit/train/wrap.py'),
+                                     'scalekit.train.wrap.WrappedModel.take_call': ( 'train.wrap.html#wrappedmodel.take_call',
+                                                                                     'scalekit/train/wrap.py'),
                                      'scalekit.train.wrap._name_weights': ('train.wrap.html#_name_weights', 'scalekit/train/wrap.py'),
                                      'scalekit.train.wrap.check_model': ('train.wrap.html#check_model', 'scalekit/train/wrap.py'),
                                      'scalekit.train.wrap.find_blocks': ('train.wrap.html#find_blocks', 'scalekit/train/wrap.py'),

@@ -18,7 +18,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 from ..config import Preemption, load_settings
 from ..context import current_run
-from .world import World
+from .world import World, is_launched
 from ..seal import TRAINING
 
 # %% ../../nbs/51b_ranks.notice.ipynb #96808fbf
@@ -118,7 +118,10 @@ def watch_notice(
 def ready_to_leave(
     tell: World | Callable[[str], None],  # Whose `reason` is set, or what is called with it
 ) -> Iterator[None]:
-    "A training that will save and raise `Preempted` when it is asked to; for the process of the notebook"
+    "A training that will save and raise `Preempted` when it is asked to; a launched rank is ready already"
+    if is_launched():
+        yield
+        return
     told = tell.ask_to_leave if isinstance(tell, World) else tell
     with _put_up_sign(), _catch_sigterm(told), watch_notice(load_settings().preemption, told):
         yield

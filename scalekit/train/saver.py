@@ -149,13 +149,20 @@ class Saver:
             written = self._together(fails, lambda: parts.write(shelf.folder / aside, shelf.algorithm))
             files = {name: told for part in written for name, told in part.items()}
             [whole, *_] = self._together(
-                fails, lambda: _to_plain(shelf.publish(shelf.folder / aside, saved, files)) if leads else None
+                fails, lambda: self._publish(shelf, aside, saved, files) if leads else None
             )
         self._saved.insert(0, _from_plain(whole, shelf.folder))
         if leads:
             self._forget(shelf)
             if self._tell:
                 self._tell(self._saved[0], monotonic() - begin)
+
+    def _publish(self, shelf: Shelf, aside: str, saved: Saved, files: dict[str, Any]) -> dict[str, Any]:
+        "Unless a newer attempt has begun: this one was taken for dead, and lives on behind a broken network"
+        check_current = getattr(self._world, "check_current", None)  # launched ranks have it
+        if check_current is not None:
+            check_current()
+        return _to_plain(shelf.publish(shelf.folder / aside, saved, files))
 
     def _forget(self, shelf: Shelf) -> None:
         "The new step is on disk: now others may go"
