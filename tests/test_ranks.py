@@ -406,3 +406,19 @@ def test_a_run_that_is_told_to_end_lets_its_training_save_and_is_taken_up_again(
     assert not list((place / "runs" / first["run_id"]).glob("training"))
     again = sk.run("train.ipynb", resume="latest")
     assert (again.state, again.metrics["end"]) == ("succeeded", "done")
+
+
+def test_an_attempt_that_was_taken_for_dead_can_not_make_a_checkpoint_valid(tmp_path):
+    import torch
+
+    from scalekit.ranks.world import Superseded, World, raise_fence
+    from scalekit.train.saver import Saver
+
+    old = World(0, 1, attempt=raise_fence(tmp_path), folder=tmp_path)
+    saver = Saver(tmp_path, old, asynchronous=False)
+    saver.save(1, {"weight": torch.ones(1)}, {}, {})
+    raise_fence(tmp_path)
+    with pytest.raises(Superseded, match="attempt 2 writes here now, and this is attempt 1"):
+        saver.save(2, {"weight": torch.zeros(1)}, {}, {})
+    with Saver(tmp_path, World(0, 1, attempt=2, folder=tmp_path)) as newer:
+        assert newer.load().step == 1
