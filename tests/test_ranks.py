@@ -63,6 +63,13 @@ def _lives(pid: int) -> bool:
         return False
 
 
+def _make_order() -> RankOrder:
+    return RankOrder(
+        launch="alone", attempt=1, rank=0, size=1, address="", process=("", 0), gpus=(), threads=1,
+        host="127.0.0.1", heartbeat=60.0, timeout=60.0, work_folder="/",
+    )  # fmt: skip
+
+
 def _wait_for(team: Cluster, n: int) -> None:
     end = time.monotonic() + 30
     while len(team.slots) < n and time.monotonic() < end:
@@ -337,28 +344,20 @@ def test_without_a_warm_server_a_rank_starts_cold(monkeypatch):
         raise NoWarmKernel("there is none")
 
     monkeypatch.setattr("scalekit.ranks.supervise.start_program", refuse)
-    order = RankOrder(
-        launch="cold", attempt=1, rank=0, size=1, address="", process=("", 0), gpus=(), threads=1,
-        host="127.0.0.1", heartbeat=60.0, timeout=60.0, work_folder="/",
-    )  # fmt: skip
     notes = []
-    supervisor = Supervisor(order, lambda kind, **words: notes.append(words.get("text")), lambda: True)
+    supervisor = Supervisor(
+        _make_order(), lambda kind, **words: notes.append(words.get("text")), lambda: True
+    )
     value, failure = supervisor.run(pack_call(lambda: os.environ["WORLD_SIZE"], [], {}), Preemption())
     assert (unpack_value(value), failure) == ("1", None)
     assert "rank 0 starts cold: there is none" in notes
 
 
-def test_a_kill_for_want_of_memory_is_told_as_such(team, monkeypatch):
-    counts = iter([3, 4])
-    monkeypatch.setattr("scalekit.ranks.supervise.count_memory_kills", lambda: next(counts))
-    order = RankOrder(
-        launch="oom", attempt=1, rank=0, size=1, address="", process=("", 0), gpus=(), threads=1,
-        host="127.0.0.1", heartbeat=60.0, timeout=60.0, work_folder="/", modules=("json",), linger=1.0,
-    )  # fmt: skip
-    supervisor = Supervisor(order, lambda *words, **more: None, lambda: True)
-    call = pack_call(lambda: os.kill(os.getpid(), signal.SIGKILL), [], {})
-    failure = supervisor.run(call, Preemption())[1]
-    assert (failure.kind, failure.text) == ("memory", "the machine killed it because memory had run out")
+def test_a_kill_for_want_of_memory_is_told_as_such(monkeypatch):
+    monkeypatch.setattr("scalekit.ranks.supervise.count_memory_kills", lambda: 4)
+    supervisor = Supervisor(_make_order(), lambda *words, **more: None, lambda: True)
+    kinds = [supervisor._explain_death(-signal.SIGKILL, before).kind for before in (3, 4)]
+    assert kinds == ["memory", "killed"]
 
 
 def test_a_scheduler_that_is_restarted_is_named(begin, team):

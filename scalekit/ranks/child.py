@@ -25,7 +25,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .travel import CannotTravel, pack_value, unpack_call
-from .world import Exchange, Preempted, World, enter_world, find_device
+from .world import Exchange, Preempted, World, enter_world
 
 if TYPE_CHECKING:
     import torch
@@ -266,9 +266,8 @@ _LINGER = 60.0  # Until the supervisor ends a rank that has failed [s]
 # %% ../../nbs/51d_ranks.child.ipynb #b4440e51
 def _work(order: RankOrder, packed: bytes, line: Line, heart: _Heart) -> bytes:
     function, args, kwargs = unpack_call(packed)
-    device = find_device()
     world = World(
-        order.rank, order.size, device, attempt=order.attempt, shrink=order.shrink,
+        order.rank, order.size, attempt=order.attempt, shrink=order.shrink,
         folder=Path(order.folder) if order.folder else None, tell=lambda words: line.mention("beat", **words),
     )  # fmt: skip
     heart.world = world
@@ -278,7 +277,7 @@ def _work(order: RankOrder, packed: bytes, line: Line, heart: _Heart) -> bytes:
     with enter_world(world):
         if order.size == 1:
             return pack_value(function(*args, **kwargs))
-        with _open_store(order, line, heart) as store, _join(order, store, device):
+        with _open_store(order, line, heart) as store, _join(order, store, world.device):
             world.control = Exchange(order.rank, order.size, store, order.timeout)
             value = function(*args, **kwargs)
             packed = pack_value(value) if order.rank == 0 else b""
