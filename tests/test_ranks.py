@@ -15,8 +15,10 @@ from notebooks import write_notebook
 from processes import start_scalekit, wait_until
 
 import scalekit as sk
+from scalekit.bundle import create_bundle
 from scalekit.cluster import Cluster
 from scalekit.config import Preemption
+from scalekit.execute import request_stop
 from scalekit.ranks.child import RankOrder
 from scalekit.ranks.launcher import LaunchError, NotEnoughWorkers, OutOfMemory, launch
 from scalekit.ranks.supervise import Supervisor
@@ -309,6 +311,24 @@ def test_ranks_that_are_asked_to_leave_end_as_preempted(begin, tmp_path, monkeyp
 
     with pytest.raises(sk.Preempted, match="saved at step 12: (SIGTERM|preemption notice in)"):
         begin(train, timeout=5)
+
+
+def test_ranks_hear_that_the_run_around_them_has_to_make_room(begin, tmp_path, monkeypatch):
+    bundle = create_bundle(tmp_path / "20260501-120000-123-9f2c1a", {"notebook": "train.ipynb"})
+    monkeypatch.setenv("SCALEKIT_BUNDLE", str(bundle.path))
+
+    def train():
+        world = current_world()
+        if world.rank == 0:
+            request_stop(bundle, "preempted")
+            time.sleep(60)
+        while world.notice() is None:  # this rank has no bundle: it is told
+            time.sleep(0.01)
+        raise sk.Preempted(world.reason)
+
+    with pytest.raises(sk.Preempted, match="the run was asked to make room"):
+        begin(train)
+    assert not (bundle.path / "training").exists()
 
 
 def test_a_killed_notebook_leaves_no_ranks(team, tmp_path):
