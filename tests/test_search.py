@@ -221,8 +221,8 @@ def test_when_the_money_is_spent_nothing_new_starts_and_what_runs_is_stopped(pla
 
 
 def test_hours_end_a_search_that_has_no_number_of_trials(notebook, sweep):
-    found = sweep(lr=RATE, goal=GOAL, max_hours=2 / 3600)
-    assert found.notes[0].startswith("max_hours 0.000555556 is reached")
+    found = sweep(lr=RATE, goal=GOAL, max_hours=8 / 3600)
+    assert found.notes[0].startswith("max_hours 0.00222222 is reached")
     assert found.best is not None
 
 

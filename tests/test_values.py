@@ -7,7 +7,6 @@ import os
 import struct
 import subprocess
 import sys
-import time as clock
 from collections import OrderedDict, namedtuple
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -214,24 +213,22 @@ def test_json_that_scalekit_did_not_write_calls_nothing(data):
     assert "antigravity" not in sys.modules
 
 
-def test_twenty_megabytes_of_text_take_a_moment():
+@pytest.mark.timeout(60)  # what is quadratic takes many minutes
+def test_twenty_megabytes_of_text_come_back():
     text = "line of text\n" * 1_600_000
     signature = read("corpus: str = ''\nanything = None")
-    begin = clock.perf_counter()
     for name in ("corpus", "anything"):
         assert signature.check({name: text})[name] == text
         assert signature.parse([f"{name}={text}"])[name] == text
     source, data = to_source(text), to_json(text)
-    assert clock.perf_counter() - begin < 3  # papermill needs 7 s
     assert eval(source, {}) == text == data
 
 
-def test_a_list_of_a_hundred_thousand_numbers_is_written_quickly():
+@pytest.mark.timeout(60)
+def test_a_list_of_a_hundred_thousand_numbers_comes_back():
     values = [i / 7 for i in range(100_000)]
-    begin = clock.perf_counter()
     assert eval(to_source(values), {}) == values
     assert from_json(to_json(values)) == values
-    assert clock.perf_counter() - begin < 5
 
 
 SECRETS = """

@@ -80,7 +80,7 @@ def train_until_done(folder: Path, chance: random.Random, n_kills: int) -> dict:
             train(report)
             os._exit(0)
         if killed < n_kills:
-            wait_for_beats(report, n_before, chance.choice([0, 1, 1, 2, 3]), pid)
+            wait_for_beats(report, n_before, chance.choice([0, 1, 2, 3, 4]), pid)
             time.sleep(chance.uniform(0, 0.01))
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
