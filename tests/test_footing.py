@@ -102,6 +102,21 @@ def test_a_training_goes_on_also_when_it_is_killed_twice(folder):
     assert not goes_on(play(*cells, resume=again.run_id))
 
 
+def test_random_numbers_before_a_training_are_drawn_again_as_they_were(folder):
+    draws = "import random, numpy as np, torch\n"
+    draws += "noise = random.random() + np.random.rand() + torch.rand(1).item()"
+    train = CELLS[4].replace("rate * scale * added", "noise")
+    for cells in ([*CELLS[:4], draws, train, CELLS[5]], [*CELLS[:4], draws, "noise", "_", train, CELLS[5]]):
+        Path("killed").unlink(missing_ok=True)
+        broken = play(*cells)
+        resumed = play(*cells, resume=broken.run_id)
+        assert goes_on(resumed) and len(set(resumed.bundle.records()["history"])) == 1
+    Path("killed").unlink()
+    broken = play(*cells)
+    (broken.path / "cells" / "start.json").unlink()
+    assert not goes_on(play(*cells, resume=broken.run_id))
+
+
 def test_without_a_word_on_what_they_depend_on_steps_are_not_used(folder):
     broken = play(*CELLS)
     (broken.path / "checkpoints" / "footing.json").unlink()

@@ -6,8 +6,10 @@
 __all__ = ['FOOTING', 'Footing', 'read_footing', 'explain_footing']
 
 # %% ../../nbs/31p_journal.footing.ipynb #1c1a0f3f
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import get_ident
 from time import monotonic
@@ -69,6 +71,16 @@ class Footing:
         if now != self._on_disk:
             write_atomic(self.path, to_signed(now))
             self._on_disk = now
+        self.scene.watch.on_begun = self._note
+
+    def _note(self, path: str) -> None:
+        "A file that the run writes between two steps is its own as well"
+        note = self.path.with_name(f"{_NOTES}{self.scene.run_id}")
+        with (
+            suppress(OSError),
+            open(note, "a") as file,
+        ):  # without it a training may begin anew, and no write fails
+            file.write(json.dumps(path) + "\n")
 
     def _look(self, end: float) -> None:
         readings = self.scene.readings[: self._n_cells]
@@ -80,10 +92,16 @@ class Footing:
 
     def _forget(self, written: Iterable[str]) -> None:
         "What the run has begun is its own; a folder of such files too, unless somebody looks what is in it"
-        own = self.scene.watch.begun.intersection(written)
-        self._written |= own
-        for path in own | ({os.path.dirname(path) for path in own} - self._listed):
-            self._world["files"].pop(path, None)
+        self._written |= self.scene.watch.begun.intersection(written)
+        self._world["files"] = _leave_out(self._world["files"], self._written, self._listed)
+
+# %% ../../nbs/31p_journal.footing.ipynb #e8b47d8d
+_NOTES = "written."  # Beside the footing, one for each run that has gone on with the steps
+
+
+def _leave_out(files: Mapping[str, Any], own: set[str], listed: set[str]) -> dict[str, Any]:
+    folders = {os.path.dirname(path) for path in own} - listed
+    return {path: state for path, state in files.items() if path not in own and path not in folders}
 
 # %% ../../nbs/31p_journal.footing.ipynb #2d7a291e
 def read_footing(
@@ -91,7 +109,12 @@ def read_footing(
 ) -> dict[str, Any] | None:
     "What they depend on; `None` if that was not written down, or can't be read"
     found = read_signed(Path(folder, FOOTING))
-    return found if found is not None and found.get("version") == VERSION else None
+    if found is None or found.get("version") != VERSION:
+        return None
+    lines = [line for path in Path(folder).glob(f"{_NOTES}*") for line in path.read_text().splitlines(True)]
+    own = {*found["written"], *(json.loads(line) for line in lines if line.endswith("\n"))}
+    files = _leave_out(found["files"], own, set(found["listed"]))
+    return {**found, "files": files, "written": sorted(own)}
 
 
 def explain_footing(

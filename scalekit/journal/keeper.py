@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cached_property, wraps
 from pathlib import Path
 from time import monotonic
@@ -57,7 +56,7 @@ class Keeper:
         self.footing = Footing(self.scene, Path(task.folder).with_name("checkpoints"))
         self.writer = Writer(self.scene, task, self.footing)
         self.steps = self._judge_steps()
-        if task.earlier and not self.scene.off:
+        if task.earlier and self._begin_as(Records(task.earlier)) and not self.scene.off:
             self._take_up(Records(task.earlier))
         sys.addaudithook(self.scene.watch.hear)
         self.scene.watch.hear_variables()
@@ -74,15 +73,23 @@ class Keeper:
             return ""
         return explain_footing(read_footing(self.task.steps), self.task.sources, self.scene.environment) or ""
 
-    def _take_up(self, earlier: Records) -> None:
-        "Plan what need not run, and let random numbers begin as they did then"
-        if (start := earlier.read("start")) is None:
+    def _begin_as(self, earlier: Records) -> bool:
+        "Let random numbers begin as they did in the earlier run; without that no training can go on"
+        start = earlier.read("start")
+        if start is None:
             self.why = NO_JOURNAL
-            return
-        with suppress(NotRestored):  # cells that draw random numbers will say so
-            self.restorer.apply([Stored(start, earlier, "start")])
-            self.scene.look_around()
-            self.writer.start = self.scene.all_random
+        try:
+            self.restorer.apply([Stored(start or {}, earlier, "start")])
+        except NotRestored:  # cells that draw random numbers will say so
+            self.steps = self.steps or "the random numbers that the run began with are not on record"
+            return start is not None
+        self.scene.look_around()
+        self.writer.start = self.scene.all_random
+        self.writer.check_start()  # if this run is broken off at once, the next one finds it here
+        return True
+
+    def _take_up(self, earlier: Records) -> None:
+        "Plan what need not run"
         later = read_footing(self.task.steps) if self.task.steps else None
         found, self.why = find_prefix(
             earlier, self.task.sources, self.scene.environment, self.task.limit, later
@@ -185,6 +192,7 @@ class Keeper:
     def before_save(self) -> None:
         "Before a step of a training is saved: write down what it depends on"
         start = monotonic()
+        self.writer.check_start()
         self.footing.write(self.left)
         self.spent += monotonic() - start
 

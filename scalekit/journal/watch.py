@@ -71,6 +71,7 @@ class Watch:
     begun: set[str] = field(
         default_factory=set
     )  # Files that the notebook wrote before it read them; for good
+    on_begun: Callable[[str], None] = lambda path: None  # Told of each of them at once
     _known: set[str] = field(default_factory=set)  # Files that were read or written; for good
     network: bool = False
     programs: bool = False
@@ -90,6 +91,10 @@ class Watch:
         "An audit hook"
         if self.active and event in _EVENTS and get_ident() != self.deaf:
             _EVENTS[event](self, arguments)
+
+    def _begin(self, path: str) -> None:
+        self.begun.add(path)
+        self.on_begun(path)
 
     def hear_variables(self) -> None:
         "From now on be told which environment variables are asked for"
@@ -134,7 +139,7 @@ def _opened(watch: Watch, arguments: tuple) -> None:
     if how != os.O_RDONLY:
         watch.written.add(full)
         if full not in watch._known and (how == os.O_WRONLY or flags & os.O_TRUNC):
-            watch.begun.add(full)
+            watch._begin(full)
     watch._known.add(full)
     if how != os.O_WRONLY:
         watch.opened.setdefault(full, _mark(full))
@@ -166,7 +171,7 @@ def _written(watch: Watch, path: Any) -> None:
     watch.written.add(full)
     if full not in watch._known:
         watch._known.add(full)
-        watch.begun.add(full)
+        watch._begin(full)
 
 
 def _connected(watch: Watch, arguments: tuple) -> None:
