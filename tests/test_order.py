@@ -180,8 +180,8 @@ def test_tensors_and_a_data_set_of_them_come_in_the_same_order():
     assert fast == [batch[0].tolist() for _, batch in slow]
 
 
-@pytest.mark.parametrize("n", range(9))
-def test_a_loader_goes_on_after_any_of_its_batches(n):
+@pytest.mark.parametrize("n", range(0, 9, 2))
+def test_a_loader_goes_on_after_any_step(n):
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     def make():

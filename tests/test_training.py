@@ -219,7 +219,7 @@ def attempt(call=None, model=None, optimizer=None, data=None, step=True, **optio
         ({"n_epochs": None}, "how long"),
         ({"clip": -1}, "clip is the largest norm"),
         ({"goal": "loss"}, "goal must be like"),
-        ({"loader_options": {"shuffle": True}, "data": Noisy()}, "'shuffle' can't be an option of the loader"),
+        ({"loader_options": {"shuffle": True}, "data": Noisy()}, "'shuffle' can't be an option"),
         ({"strategy": "zero"}, "strategy='zero' is not known"),
         ({"last": "drop", "batch_size": 60}, "Write last='keep', or batch_size=50 or less"),
     ],

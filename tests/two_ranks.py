@@ -145,8 +145,11 @@ def unequal(world):
     own = torch.utils.data.TensorDataset(*((t[:20] if world.rank == 0 else t[20:]) for t in (x, y)))
     batches = torch.utils.data.BatchSampler(range(len(own)), 4 if world.rank == 0 else 2, False)
     model, _ = make()
-    with training(model, torch.optim.SGD(model.parameters(), lr=0.1), StatefulDataLoader(own, batch_sampler=batches),
-                  n_epochs=1) as job:  # fmt: skip
+    optimizer, loader = (
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        StatefulDataLoader(own, batch_sampler=batches),
+    )
+    with training(model, optimizer, loader, n_epochs=1) as job:
         for batch in job:
             job.step(torch.nn.functional.mse_loss(job.model(batch.x), batch.y))
     return {"weights": gather(model), "steps": job.n_steps}

@@ -10,7 +10,6 @@ __all__ = ['Pair', 'name_parts', 'Source', 'TensorSource', 'DatasetSource', 'Loa
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple, Protocol
 
@@ -76,12 +75,15 @@ class TensorSource:
         "One rank's micro-batches from there to the end"
         order = Order(self.n_samples, seed, shuffle)
         for share in span.shares(rank, epoch, step):
-            indices = order.indices(share.epoch, share.start, share.stop)
-            yield share, map_tensors(partial(_pick, indices), self.tensors)
+            yield share, _pick(self.tensors, order.indices(share.epoch, share.start, share.stop))
 
 
-def _pick(indices: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor[indices.to(tensor.device)]
+def _pick(value: Any, indices: torch.Tensor) -> Any:
+    if isinstance(value, tuple):
+        return tuple([_pick(item, indices) for item in value])
+    if isinstance(value, dict):
+        return {name: _pick(item, indices) for name, item in value.items()}
+    return value[indices.to(value.device) if value.is_cuda else indices]
 
 
 def _as_tensors(value: Any) -> Any:
@@ -296,10 +298,10 @@ def put_on_device(
     device: torch.device,
     ahead: bool = True,  # Ask for the next batch before this one is used
 ) -> Generator[tuple[Share, Any], None, None]:
-    "The same batches on `device`"
+    "The same batches on `device`; on a CPU they are there already"
     if device.type != "cuda":
         for share, batch in draws:
-            yield share, map_tensors(lambda tensor: tensor.to(device), name_parts(batch))
+            yield share, name_parts(batch)
         return
     stream = torch.cuda.Stream(device)
     waiting: deque[tuple[Share, Any]] = deque()

@@ -86,8 +86,8 @@ def export_world(
     try:
         yield own
     finally:
-        for name, value in held.items():
-            if value is None:
+        for name, before in held.items():
+            if before is None:
                 os.environ.pop(name, None)
             else:
-                os.environ[name] = value
+                os.environ[name] = before

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
-from time import perf_counter
+from time import monotonic, perf_counter
 from types import CodeType
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from ..bundle import Bundle
 from ..context import current_run
 from ..core import ScaleKitError
+from ..ranks.notice import ready_to_leave
 from ..ranks.world import Preempted, World, current_world
 from ..shelf import Saved
 from .agree import Agreement, Due
@@ -62,6 +63,7 @@ class Job:
         self._begin = 0, 0  # Epoch and sample of it where the next step begins
         self._pending = False  # A step was made, and what is due after it was not looked at
         self._saved_step: int | None = None
+        self._look = 0.0  # When to look next whether something is due
         self._best: float | None = None
         self._metrics: dict[str, Any] = {}
         self._wants_save = self._open = self._over = False
@@ -81,6 +83,7 @@ class Job:
 
     def _set_up(self, stack: ExitStack) -> None:
         asked, options, world = self._asked, self.options, self.world
+        stack.enter_context(ready_to_leave(world))
         stack.enter_context(asked.precision.matmul())
         scaler = asked.precision.make_scaler()
         data = self._data if asked.source is None else asked.source
@@ -230,13 +233,12 @@ class Job:
 
     def _check_called(self) -> None:
         model = self.model
-        if not model.was_called and (self.world.size > 1 or model.precision.dtype is not None):
+        if not model.take_call() and (self.world.size > 1 or model.precision.dtype is not None):
             lost = "gradients would not be averaged between ranks" if self.world.size > 1 else "it is in fp32"
             raise BadTraining(
                 f"step(loss): this loss did not come through job.model, so {lost}. "
                 "Write loss_fn(job.model(batch.x), batch.y)"
             )
-        model.was_called = False
 
     def _end_step(self, share: Share) -> None:
         self.stepper.step()
@@ -259,6 +261,8 @@ class Job:
         self._pending = False
         step, world = self.n_steps, self.world
         self._losses.end_step(step)
+        if self._can_wait(step):
+            return
         reason = world.notice()
         timed = world.rank == 0 and self._due.by_time()
         agreed = self._agreement.settle(step, {"leave": reason is not None, "save": timed})
@@ -269,6 +273,15 @@ class Job:
             self.checkpoint()
         if "leave" in agreed:
             self._leave(reason)
+
+    def _can_wait(self, step: int) -> bool:
+        "Alone nobody else waits: a look twenty times a second is enough for what is due by the clock"
+        asked = self._wants_save or self.world.reason or self._due.by_steps(step)
+        now = monotonic()
+        if self.world.size > 1 or asked or now >= self._look:
+            self._look = now + 0.05
+            return False
+        return True
 
     def _leave(self, reason: str | None) -> None:
         if self._saver:
@@ -390,7 +403,7 @@ class Job:
             print(f"training {self.options['name']!r}: {words}", flush=True)
 
 
-# What makes another training of one; how long it is, on how many ranks and in how many pieces it runs does not
+# What makes another training of one; its length, its ranks and its pieces don't
 _RESULT = ("batch_size", "clip", "last", "precision", "schedule", "seed", "shuffle")
 
 # %% ../../nbs/52k_train.loop.ipynb #775474b9

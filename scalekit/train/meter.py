@@ -42,10 +42,8 @@ class Report:
         return {**asdict(self), "samples_per_second": self.samples_per_second, "compute": self.compute}
 
     def __str__(self) -> str:
-        return (
-            f"{self.n_steps} steps in {human_seconds(self.seconds)}, {self.samples_per_second:,.0f} samples/s. "
-            f"{self.limit}"
-        )
+        speed = f"{self.samples_per_second:,.0f} samples/s"
+        return f"{self.n_steps} steps in {human_seconds(self.seconds)}, {speed}. {self.limit}"
 
 # %% ../../nbs/52f_train.meter.ipynb #be143b83
 def explain(

@@ -102,8 +102,7 @@ class LossLog:
         step: int,  # That are done before it
     ) -> None:
         "One micro-batch's loss"
-        value = loss.detach()
-        found = value.item() if self._stop or value.device.type == "cpu" else value
+        found = loss.detach() if loss.is_cuda and not self._stop else loss.item()
         if self._stop and not math.isfinite(found):
             raise BadLoss(
                 f"training: the loss is {found} after step {step}; the model is as it was before it"
@@ -137,7 +136,7 @@ class LossLog:
             self._warned = True
             warnings.warn(
                 f"training: the loss is {values[steps.index(bad[0])]} at step {bad[0]}. Checkpoints of "
-                "such steps are not saved. Try a lower learning rate, or clip=1.0; stop_on_nan=True stops there",
+                "such steps are not saved. Try a lower learning rate or clip=1.0; stop_on_nan=True stops",
                 stacklevel=2,
             )
 

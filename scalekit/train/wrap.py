@@ -34,8 +34,8 @@ class WrappedModel(nn.Module):
         super().__init__()
         self.module = module
         self.precision = precision
-        self.was_called = False  # In a forward pass with gradients, since the training asked last
-        # Not registered: names of weights shall be the user's
+        # Past torch's bookkeeping: names of weights shall be the user's, and a flag is set at each step
+        self.__dict__["was_called"] = False  # With gradients, since `take_call`
         self.__dict__["ddp"] = ddp
         self.__dict__["_with_gradients"] = compiled or ddp or module
         self.__dict__["_without"] = (
@@ -46,11 +46,17 @@ class WrappedModel(nn.Module):
         "The model's own, in the training's precision; outputs in 32 bits"
         call = self._without
         if torch.is_grad_enabled():
-            call, self.was_called = self._with_gradients, True
+            call = self._with_gradients
+            self.__dict__["was_called"] = True
         if self.precision.dtype is None:
             return call(*args, **kwargs)
         with self.precision.autocast():
             return to_full(call(*args, **kwargs))
+
+    def take_call(self) -> bool:
+        "Whether it was called with gradients since this was asked last"
+        called, self.__dict__["was_called"] = self.__dict__["was_called"], False
+        return called
 
     def average_gradients(
         self,
@@ -96,8 +102,8 @@ def check_model(
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     if foreign := sum(id(weight) not in own for weight in weights):
         raise BadTraining(
-            f"training: {foreign} of the {len(weights)} tensors that the optimizer changes are not in the model. "
-            f"Was the model made anew? Make the optimizer after it: "
+            f"training: {foreign} of the {len(weights)} tensors that the optimizer changes are not in the "
+            f"model. Was the model made anew? Make the optimizer after it: "
             f"torch.optim.{type(optimizer).__name__}(model.parameters(), ...)"
         )
 
@@ -176,8 +182,8 @@ def find_blocks(
 def _name_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
     if optimizer.state:
         raise BadTraining(
-            "training: strategy='fsdp' replaces the weights, and this optimizer has already stepped: what it holds "
-            "about them can't move along. Make it anew, or let training load it from its checkpoint"
+            "training: strategy='fsdp' replaces the weights, and this optimizer has already stepped: what it "
+            "holds about them can't move along. Make it anew, or let training load it from its checkpoint"
         )
     names = {id(weight): name for name, weight in model.named_parameters()}
     return [[names[id(weight)] for weight in group["params"]] for group in optimizer.param_groups]
