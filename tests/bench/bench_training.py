@@ -99,7 +99,7 @@ def measure() -> Iterator[Figure]:
             f"a step of a tiny network ({step:.0f} us by hand), beyond it; {name}",
             f"{ours:.1f} us", f"{other:.1f} us", ours / other, "at most 15 us, shuffling in it",
         )  # fmt: skip
-    (own,), plain = overheads(60_000, 40, [by_scalekit])
+    (own,), plain = overheads(20_000, 100, [by_scalekit])
     ratios = sorted((o + p) / p for o, p in zip(own, plain, strict=True))
     middle, step = statistics.median(ratios), statistics.median(plain) / 1000
     yield Figure(
