@@ -182,7 +182,7 @@ def _class(walk: Walk, value: type) -> list:
     return ["class", files.pop(), value.__name__, walk.encode_all(value.__bases__), sorted(parts)]
 
 
-# What every class has, or gets by itself: `copyreg` notes the slots with the first object that is taken apart.
+# What every class has, or gets by itself: `copyreg` notes its slots when its first object is taken apart.
 _OF_EVERY_CLASS = {
     "__dict__", "__weakref__", "_abc_impl", "__doc__", "__module__", "__firstlineno__", "__slotnames__"
 }  # fmt: skip
