@@ -384,11 +384,13 @@ def test_a_scheduler_that_is_restarted_is_named(begin, team):
     def train():
         time.sleep(60)
 
-    restart = threading.Timer(1.5, team.client.restart)
-    restart.start()
-    with pytest.raises(sk.ScaleKitError, match="scheduler must go on while ranks work|its worker .* is gone"):
-        begin(train, retries=0)
-    restart.join()
+    told = "scheduler must go on while ranks work|its worker .* is gone"
+    with sk.open_cluster("cpu", n_workers=1) as own:
+        restart = threading.Timer(1.0, own.client.restart)
+        restart.start()
+        with pytest.raises(sk.ScaleKitError, match=told):
+            begin(train, n_ranks=1, cluster=own, retries=0)
+        restart.join(30)
 
 
 # A run that has to make room
