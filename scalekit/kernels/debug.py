@@ -65,7 +65,7 @@ def open_post_mortem(
     write: Callable[[str], Any] = sys.stdout.write,
     timeout: float = 10.0,  # For the kernel to answer [s]
 ) -> None:
-    "A prompt in the frame that failed, until it is left; raises `NoKernel` if the kernel doesn't answer or ends"
+    "A prompt in the frame that failed, until it is left; raises `NoKernel` if the kernel is silent or ends"
     from jupyter_client.blocking.client import BlockingKernelClient
 
     client = BlockingKernelClient(connection_file=str(way.file))
