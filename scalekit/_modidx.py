@@ -3727,6 +3727,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'scalekit.workers': { 'scalekit.workers.ClusterError': ('workers.html#clustererror', 'scalekit/workers.py'),
                                   'scalekit.workers._block_interrupts': ('workers.html#_block_interrupts', 'scalekit/workers.py'),
                                   'scalekit.workers._bracket': ('workers.html#_bracket', 'scalekit/workers.py'),
+                                  'scalekit.workers._end_worker': ('workers.html#_end_worker', 'scalekit/workers.py'),
                                   'scalekit.workers._find_reason': ('workers.html#_find_reason', 'scalekit/workers.py'),
                                   'scalekit.workers._free_port': ('workers.html#_free_port', 'scalekit/workers.py'),
                                   'scalekit.workers._hint': ('workers.html#_hint', 'scalekit/workers.py'),
