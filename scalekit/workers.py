@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,11 +193,22 @@ def stop_workers(
     from distributed import Status
 
     async def end():
-        await asyncio.gather(*(worker.close(timeout=patience) for worker in cluster.workers.values()))
+        await asyncio.gather(*(_end_worker(nanny, patience) for nanny in cluster.workers.values()))
 
     if cluster.status == Status.running:
         cluster.sync(end)
     cluster.close()
+
+# %% ../nbs/11b_workers.ipynb #dfd8c14e
+async def _end_worker(nanny, patience):
+    from distributed import Status
+
+    closing = asyncio.ensure_future(nanny.close(timeout=60))
+    while not (await asyncio.wait([closing], timeout=patience))[0]:
+        if nanny.process is not None and nanny.process.status == Status.stopping:  # it was asked, and is busy
+            with suppress(ProcessLookupError, TypeError):  # it goes just now
+                os.kill(nanny.pid, signal.SIGKILL)
+    await closing
 
 # %% ../nbs/11b_workers.ipynb #66d851a4
 def start_cpu_workers(
