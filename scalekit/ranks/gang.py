@@ -9,10 +9,10 @@ __all__ = ['take_workers', 'give_back', 'Gang', 'wait_for_workers']
 import queue
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any
 
 from ..config import Preemption
@@ -29,7 +29,7 @@ def take_workers(
     client: str,  # Its client: what it has is free again when that is gone
     n_least: int,  # With fewer there is no point in beginning
     n_most: int,
-    avoid: Sequence[str] = (),  # Addresses of workers that do not answer
+    avoid: Mapping[str, float] | None = None,  # Workers that did not answer, and how long ago that was [s]
 ) -> tuple[list[str], str]:  # Addresses; or none, and what it waits for
     "Take workers for a launch, those that it has first; what it has and does not get again is given back"
     gangs = _gangs.setdefault(dask_scheduler.id, {})
@@ -37,7 +37,8 @@ def take_workers(
         del gangs[name]
     before = [gang for name, gang in gangs.items() if name != launch]
     own = gangs.setdefault(launch, {"client": client, "workers": []})
-    alive = [address for address in _list_running(dask_scheduler) if address not in avoid]
+    running = _list_running(dask_scheduler)
+    alive = [one for one in running if _answers(dask_scheduler.workers[one], (avoid or {}).get(one))]
     taken = {address for gang in before for address in gang["workers"]}
     kept = [address for address in own["workers"] if address in alive]
     busy = {address: key for address in alive if (key := _find_task(dask_scheduler, address, launch))}
@@ -67,6 +68,13 @@ def _list_running(dask_scheduler: Any) -> list[str]:
     workers = dask_scheduler.workers.items()
     names = {address: str(one.name) for address, one in workers if one.status.name == "running"}
     return sorted(names, key=lambda address: (len(names[address]), names[address]))
+
+
+def _answers(worker: Any, silent: float | None) -> bool:
+    "One that was silent has come back, once it is heard of and has ended what it was doing"
+    counts = worker.metrics.get("task_counts", {})
+    busy = any(counts.get(state) for state in ("executing", "long-running", "cancelled"))
+    return silent is None or (time() - worker.last_seen < silent and not busy)
 
 
 def _find_task(dask_scheduler: Any, address: str, launch: str) -> str | None:
@@ -179,14 +187,15 @@ def wait_for_workers(
     launch: str,
     n_least: int,
     n_most: int,
-    avoid: Sequence[str],
+    avoid: Mapping[str, float],  # Workers that did not answer, and when that was, by `monotonic`
     patience: float,  # How long to wait [s]
     say: Callable[[str], None],  # Told what it waits for
 ) -> list[str]:  # Addresses; empty when patience has ended
     "Take workers as soon as there are enough"
     end, told = monotonic() + patience, ""
     while True:
-        wanted = {"n_least": n_least, "n_most": n_most, "avoid": list(avoid)}
+        silent = {address: monotonic() - since for address, since in avoid.items()}
+        wanted = {"n_least": n_least, "n_most": n_most, "avoid": silent}
         addresses, reason = client.run_on_scheduler(take_workers, launch=launch, client=client.id, **wanted)
         if addresses:
             return addresses

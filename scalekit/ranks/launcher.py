@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..config import load_settings
 from ..context import current_run, vouch
 from ..core import ScaleKitError
+from ..events import promise
 from .child import Failure, RankOrder, describe_error
 from .follow import RankView, Watch, format_traceback
 from .gang import Gang, give_back, wait_for_workers
@@ -68,13 +70,14 @@ class _Plan:
     quiet: bool
     shrink: int = 1
     attempt: int = 0  # In this launch
-    avoid: list[str] = field(default_factory=list)  # Workers that do not answer
+    avoid: dict[str, float] = field(default_factory=dict)  # Workers that did not answer, and when that was
     last: Failure | None = None
 
     def raise_fence(self) -> int:
         "The number of a new attempt"
         self.attempt += 1
-        return raise_fence(self.folder) if self.folder else self.attempt
+        with promise(f"{self.name}: attempt {self.attempt} can't be noted in {self.folder}"):
+            return raise_fence(self.folder) if self.folder else self.attempt
 
 
 def _check(n_ranks: Any, replace: Any, on_out_of_memory: Any, numbers: dict[str, Any]) -> None:
@@ -310,7 +313,7 @@ class _Launch:
             head = f"{where} {failure.kind}{at}{why}: {failure.text.splitlines()[0]}"
             raise RankFailed(f"{head}\n\n{shown}", failure) from _unpack_error(failure)
         if failure.kind == "silent":
-            plan.avoid.append(orders[failure.rank].address)
+            plan.avoid[orders[failure.rank].address] = monotonic()
         print(f"{told.splitlines()[0]}. Starting again ({plan.attempt} of {plan.retries} retries)")
 
     def _give_back(self) -> None:
