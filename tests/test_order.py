@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from scalekit.train.feed import DatasetSource, LoaderSource, TensorSource
-from scalekit.train.order import Cut, Order, RankSampler, Span, check_cut
+from scalekit.train.feed import DatasetSource, TensorSource
+from scalekit.train.loader import LoaderSource
+from scalekit.train.order import Cut, Order, Span, check_cut
 from scalekit.train.partitions import Partitions, plan_windows
+from scalekit.train.streams import RankSampler
 
 LAST = ("keep", "drop", "pad")
 SIZES = [(n, size) for n in (1, 5, 12, 23, 24, 25, 100) for size in (1, 2, 4, 8, 12, 24, 36)]

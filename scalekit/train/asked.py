@@ -12,12 +12,13 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from ..checkpoints import _check_slot
+from ..checkpoints import check_slot
 from ..core import suggest
 from ..ranks.world import World
 from ..shelf import Goal
 from .agree import Every, read_every
-from .feed import check_loader, find_source
+from .feed import find_source
+from .loader import check_loader
 from .order import BadTraining, Span, check_cut
 from .precision import Precision, check_precision
 from .wrap import check_model
@@ -67,7 +68,7 @@ def check_asked(
         source, span, accumulate, precision,
         read_every("checkpoint_every", options["checkpoint_every"]),
         read_every("log_every", options["log_every"]),
-        _check_slot(options["name"], options["keep_last"], options["keep_best"], options["goal"])
+        check_slot(options["name"], options["keep_last"], options["keep_best"], options["goal"])
     )  # fmt: skip
 
 # %% ../../nbs/52k_train.asked.ipynb #732c08d3

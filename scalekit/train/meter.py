@@ -128,6 +128,11 @@ class Meter:
         if self._gpu:
             self._gpu.work()
 
+    def count(self, n_samples: int) -> None:
+        "The optimizer's step is done; so many samples it has seen, of all ranks"
+        self.n_steps += 1
+        self.n_samples += n_samples
+
     def save(self, seconds: float) -> None:
         "The loop waited for a checkpoint"
         self.checkpoint += seconds

@@ -22,7 +22,7 @@ Strategy = Literal["ddp", "fsdp"]
 
 
 class WrappedModel(nn.Module):
-    "A model as a training calls it; `.module` is the user's own"
+    "A model as a training calls it; `.module` is the user's own, `.misses` what a call of that would miss"
 
     def __init__(
         self,
@@ -37,10 +37,10 @@ class WrappedModel(nn.Module):
         # Past torch's bookkeeping: names of weights shall be the user's, and a flag is set at each step
         self.__dict__["was_called"] = False  # With gradients, since `take_call`
         self.__dict__["ddp"] = ddp
+        self.__dict__["misses"] = self._find_misses(compiled)
         self.__dict__["_with_gradients"] = compiled or ddp or module
-        self.__dict__["_without"] = (
-            module if ddp else compiled or module
-        )  # ranks may evaluate differently often
+        # Ranks may evaluate differently often
+        self.__dict__["_without"] = module if ddp else compiled or module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         "The model's own, in the training's precision; outputs in 32 bits"
@@ -52,6 +52,14 @@ class WrappedModel(nn.Module):
             return call(*args, **kwargs)
         with self.precision.autocast():
             return to_full(call(*args, **kwargs))
+
+    def _find_misses(self, compiled: Any) -> str | None:
+        "What a call of the module itself would miss, in words"
+        if self.ddp is not None or is_sharded(self.module):
+            return "gradients would not be averaged between ranks"
+        if self.precision.dtype is not None:
+            return "it is in fp32"
+        return "it is not compiled" if compiled else None
 
     def take_call(self) -> bool:
         "Whether it was called with gradients since this was asked last"
