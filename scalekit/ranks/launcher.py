@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import load_settings
 from ..context import current_run, vouch
 from ..core import ScaleKitError
-from ..events import promise
+from ..events import StoreError, promise
 from .child import Failure, RankOrder, describe_error
 from .follow import RankView, Watch, format_traceback
 from .gang import Gang, give_back, wait_for_workers
@@ -227,6 +227,8 @@ class _Launch:
             stack.callback(self._give_back)
             try:
                 return self._try_until_done()
+            except StoreError:  # the folder of checkpoints; it tells its own reason
+                raise
             except (OSError, TimeoutError) as error:  # of a call to the scheduler
                 raise ClusterError(f"{self.plan.name}: {_SCHEDULER_GONE}, got: {error}") from error
 
