@@ -1,10 +1,12 @@
 """A training that goes on where it stopped, alone and on two ranks."""
 
+import errno
 import math
 import warnings
 
 import pytest
 import torch
+from processes import wait_until
 from two_ranks import CPU, fit, make, make_data, run_ranks
 
 from scalekit.core import ScaleKitError
@@ -305,6 +307,23 @@ def test_alone_a_notice_saves_and_leaves(alone):
 
     with pytest.raises(Preempted, match=r"asked to leave \(SIGTERM\); saved after step 4"):
         leave()
+
+
+def test_a_save_that_failed_stops_the_training_at_the_next_step_not_at_the_next_save(alone, monkeypatch):
+    def refuse(*words):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr("scalekit.shelf.Shelf.publish", refuse)
+    model, optimizer = make()
+    with (
+        pytest.raises(ScaleKitError, match="step 10 can't be saved: the disk is full"),
+        training(model, optimizer, make_data(), batch_size=12, n_epochs=60, checkpoint_every=10) as job,
+    ):
+        for batch in job:
+            job.step(torch.nn.functional.mse_loss(job.model(batch.x), batch.y))
+            if job.n_steps > 10:
+                wait_until(job._keeper.saver._pending[0].done)
+    assert job.n_steps == 11
 
 
 def test_the_best_step_is_kept_by_what_is_logged(alone):

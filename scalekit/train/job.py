@@ -137,7 +137,8 @@ class Job:
                 break
             self._share, batch = share, _ = drawn
             self._stepped, self.epoch = False, share.epoch
-            self._around.average_gradients(share.ends_step)
+            if self.world.size > 1:
+                self._around.average_gradients(share.ends_step)
             self._meter.work()
             yield batch
             if not self._stepped:
@@ -188,6 +189,8 @@ class Job:
         self._pending = False
         step = self._place.n_steps
         self._losses.end_step(step)
+        if self._keeper.saver:
+            self._keeper.saver.check()  # what is computed after a save that failed would be lost
         if due := self._watch.look(step, self._wants_save, self._losses.mean):
             self.checkpoint()
             if "leave" in due:

@@ -122,6 +122,11 @@ class Saver:
             self._pending[0].exception()  # an interrupt here leaves it pending
             self._pending.pop(0).result()
 
+    def check(self) -> None:
+        "Raise what went wrong with the last save if that is known by now; does not wait"
+        if self._pending and self._pending[0].done():
+            self.wait()
+
     def close(self) -> None:
         "Wait for the last save; raises what went wrong with it"
         try:
