@@ -145,6 +145,11 @@ def test_two_launches_at_once_take_turns(begin):
 # What is wrong with a call is said before anything starts
 
 
+def test_a_function_that_was_called_already_is_not_taken_for_one():
+    with pytest.raises(LaunchError, match="it is given uncalled, got NoneType. Write launch"):
+        sk.launch(None, n_ranks=2)
+
+
 @pytest.mark.parametrize(
     "options, kind, sentence",
     [

@@ -115,6 +115,11 @@ def launch(
     **kwargs: Any,  # For the function; if it has such names itself, give `functools.partial(function, ...)`
 ) -> Any:  # What it returned in rank 0
     "Call a training function in ranks; raises `RankFailed`, `OutOfMemory`, `Preempted`, `CannotTravel`"
+    if not callable(function):
+        raise LaunchError(
+            f"launch: each rank calls the function, so it is given uncalled, got {type(function).__name__}. "
+            "Write launch(fit, lr=0.1), not launch(fit(lr=0.1))"
+        )
     numbers = {"retries": retries, "heartbeat": heartbeat, "timeout": timeout, "patience": patience}
     _check(n_ranks, replace, on_out_of_memory, numbers)
     run = current_run().path
