@@ -26,6 +26,7 @@ class RankView:
     pid: int | None = None  # Of its process, once it has one
     heard: float = math.inf  # When its worker last said something; nothing before its task begins
     stepped: float = 0.0  # When its step last changed
+    begun: bool = False  # Its task runs
     ready: bool = False  # It has its function, and is about to meet the others
     done: bool = False
     progress: dict[str, Any] = field(default_factory=dict)  # As `World.beat` was told
@@ -78,7 +79,7 @@ class Watch:
     _looked: float = math.inf
 
     def __post_init__(self) -> None:
-        self.views = [RankView(order.rank) for order in self.gang.orders]
+        self.views, self._began = [RankView(order.rank) for order in self.gang.orders], monotonic()
 
     def run(self) -> Failure | None:  # Nothing once all ranks are done
         "Follow the ranks until all are done or one has failed"
@@ -103,6 +104,9 @@ class Watch:
         view, kind = self.views[message["rank"]], message["kind"]
         if kind in ("worker-gone", "task-lost"):
             return self._lose(view, kind)
+        view.begun = True
+        if kind == "begun":  # its process may take a while
+            return None
         view.take(message if kind == "alive" else {})
         if kind == "failed":
             self._fail(Failure(**{one.name: message["failure"][one.name] for one in fields(Failure)}))
@@ -149,6 +153,7 @@ class Watch:
         now, before = monotonic(), self._looked
         self._looked = now
         if now - before > self.heartbeat / 2:  # it was this process that slept
+            self._began += now - before
             for view in self.views:
                 view.heard = max(view.heard, now)
         silent = [view for view in self.views if not view.done and monotonic() - view.heard > self.heartbeat]
@@ -156,9 +161,15 @@ class Watch:
             address = self.gang.orders[view.rank].address
             text = f"its worker {address} said nothing for {monotonic() - view.heard:.1f} s"
             self._fail(Failure(view.rank, "silent", text, view.step))
+        waited = now - self._began - self.heartbeat
+        late = [view for view in self.views if view.heard == math.inf and waited > _BEGIN[view.begun]]
+        for view in late[:1]:
+            text = f"its worker {self.gang.orders[view.rank].address} has not begun with it"
+            self._fail(Failure(view.rank, "silent", f"{text} in {now - self._began:.1f} s"))
 
 # %% ../../nbs/51g_ranks.follow.ipynb #a91c8e31
 _LOOK_EVERY = 0.1  # [s]
+_BEGIN = (10.0, 150.0)  # More than a heartbeat, until a task runs, and until it has started its rank cold [s]
 _SETTLE = 1.0  # Until a better reason than a broken network is expected [s]
 
 # %% ../../nbs/51g_ranks.follow.ipynb #f0370f28

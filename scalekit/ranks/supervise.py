@@ -266,6 +266,7 @@ def supervise_rank(
         runs = task is not None and task.state in ("executing", "long-running")
         return runs and worker.status == Status.running
 
+    tell("begun")
     value, failure = Supervisor(order, tell, wanted).run(packed, preemption)
     told = asdict(failure) if failure else None
     tell("failed" if told else "done", failure=told)
