@@ -66,31 +66,28 @@ class TensorSource:
         order, shares = Order(self.n_samples, seed, shuffle), span.shares(rank, epoch, step)
         while handful := list(islice(shares, self._n_at_once(span.cut))):
             places = [order.indices(share.epoch, share.start, share.stop) for share in handful]
-            rows = _pick(self.tensors, places[0] if len(places) == 1 else torch.cat(places))
+            rows = _pick(self.tensors, torch.cat(places))
             yield from zip(handful, _split(rows, [len(own) for own in places]), strict=True)
 
     def _n_at_once(self, cut: Cut) -> int:
-        n_bytes: list[int] = []
-        map_tensors(lambda tensor: n_bytes.append(tensor.nbytes), self.tensors)
-        micro_batch = sum(n_bytes) / self.n_samples * cut.batch_size / (cut.n_ranks * cut.accumulate)
-        return max(1, min(_HANDFUL, int(_HANDFUL_BYTES / max(micro_batch, 1))))
-
-
-_HANDFUL, _HANDFUL_BYTES = 32, 2**18  # It stays in a core's cache
+        sizes: list[int] = []
+        map_tensors(lambda tensor: sizes.append(tensor.nbytes), self.tensors)
+        micro_batch = sum(sizes) * cut.batch_size / (self.n_samples * cut.n_ranks * cut.accumulate)
+        return max(1, min(32, int(2**18 / max(micro_batch, 1))))  # bytes that stay in a core's cache
 
 
 def _pick(value: Any, indices: torch.Tensor) -> Any:
-    return map_tensors(lambda tensor: tensor[indices.to(tensor.device)], value)
+    return map_tensors(lambda tensor: tensor.index_select(0, indices.to(tensor.device)), value)
 
 
-def _split(value: Any, lengths: list[int]) -> list[Any]:
+def _split(value: Any, lengths: list[int]) -> Iterator[Any]:
     "One structure of tensors as several, one behind the other"
     if isinstance(value, torch.Tensor):
-        return list(value.split(lengths))
-    if isinstance(value, dict):
-        parts = zip(*(_split(item, lengths) for item in value.values()), strict=True)
-        return [dict(zip(value, part, strict=True)) for part in parts]
-    return list(zip(*(_split(item, lengths) for item in value), strict=True))
+        return iter(value.split(lengths))
+    if isinstance(value, tuple):
+        return zip(*(_split(item, lengths) for item in value), strict=True)
+    parts = zip(*(_split(item, lengths) for item in value.values()), strict=True)
+    return (dict(zip(value, part, strict=True)) for part in parts)
 
 
 def _as_tensors(value: Any) -> Any:

@@ -110,11 +110,11 @@ class Cut:
     ) -> list[Share]:  # At least one, at most `accumulate`; every rank has as many
         "What this rank computes for one step"
         start, n = step * self.batch_size, self.count(step)
+        if self.n_ranks == self.accumulate == 1:  # nearly all trainings: nothing to cut
+            return [Share(epoch, step, start, start + n, 1.0, True, step == self.n_steps - 1)]
         micro = -(-self.batch_size // (self.n_ranks * self.accumulate))
         n_rounds = -(-n // (self.n_ranks * micro))
         n_pieces = n_rounds * self.n_ranks
-        if n_pieces == 1:  # nearly all trainings: nothing to cut
-            return [Share(epoch, step, start, start + n, 1.0, True, step == self.n_steps - 1)]
         edges = [start - (-n * piece // n_pieces) for piece in range(n_pieces + 1)]  # the first get more
         pieces = range(rank, n_pieces, self.n_ranks)
         return [
