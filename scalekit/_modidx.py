@@ -1133,6 +1133,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'scalekit/inference/model.py'),
                                           'scalekit.inference.model._import_onnxruntime': ( 'inference.model.html#_import_onnxruntime',
                                                                                             'scalekit/inference/model.py'),
+                                          'scalekit.inference.model._is_harmless': ( 'inference.model.html#_is_harmless',
+                                                                                     'scalekit/inference/model.py'),
                                           'scalekit.inference.model._is_module': ( 'inference.model.html#_is_module',
                                                                                    'scalekit/inference/model.py'),
                                           'scalekit.inference.model._is_plain': ( 'inference.model.html#_is_plain',

@@ -53,7 +53,8 @@ class Settings:
     @property
     def warm_modules(self) -> tuple[str, ...]:
         "What the server of warm kernels imports"
-        return (*self.preload, *(("scalekit.journal.keeper",) if self.journal else ()))
+        behind = ("torch._dynamo",) if "torch" in self.preload else ()  # the first optimizer imports it: 1.5 s
+        return (*self.preload, *behind, *(("scalekit.journal.keeper",) if self.journal else ()))
 
     def get_profile(
         self,
