@@ -65,11 +65,13 @@ def train(folder: str, variant: str) -> None:
             noise = 0.1 * (random.random() + float(np.random.normal()))
             job.step(torch.nn.functional.mse_loss(job.model(batch.x), batch.y + noise))
             if job.ends_step:
-                steps.write(f"{world.attempt} {job.n_steps}\n")
+                steps.write(f"{world.attempt} {job.n_steps} {time.time()}\n")
                 time.sleep(PAUSE)
         streams = [torch.get_rng_state(), random.getstate(), np.random.get_state()[1]]
-    states = [*model.state_dict().values(), *optimizer.state_dict()["state"].values()]
-    told = {"weights": digest(list(model.parameters())), "all": digest([states, streams])}
+    own = [*optimizer.state_dict()["state"].values(), streams]
+    if world.rank == 0:  # with each forward pass the other ranks take its buffers
+        own += list(model.buffers())
+    told = {"weights": digest(list(model.parameters())), "all": digest(own)}
     write_atomic(place / f"end-{world.rank}", json.dumps(told))
 
 
@@ -298,6 +300,10 @@ def ask_to_leave(scene: Scene) -> None:
     scene.send(scene.team.driver.pid, signal.SIGTERM)
 
 
+def ask_rank_to_leave(scene: Scene) -> None:
+    signal_rank(1, signal.SIGTERM)(scene)
+
+
 def fill_disk(scene: Scene) -> None:
     disk = scene.place / "checkpoints"
     scene.filler = disk / "filler"
@@ -339,13 +345,13 @@ FAULTS = {
     "SIGSTOP of a worker, SIGKILL": Fault(stop_worker(signal.SIGKILL)),
     "kill -9 of a loader's process": Fault(kill_reader, variant="loader"),
     "scheduler killed": Fault(kill_scheduler, _GONE),
-    "scheduler restarted": Fault(restart_scheduler, f"done|{_GONE}"),
+    "scheduler restarted": Fault(restart_scheduler, f"done|{_GONE}", lambda scene: scene.team.close()),
     "disk full": Fault(fill_disk, "^(RankFailed|StoreError): .*the disk is full", make_space),
     "byte flipped": Fault(ask_to_leave, "Preempted", flip_byte, "a checkpoint is passed over"),
     "notebook killed": Fault(kill_driver, "gone"),
     "notebook and cluster killed": Fault(kill_all, "gone"),
     "SIGTERM to the notebook": Fault(ask_to_leave, "Preempted: .*saved after step"),
-    "SIGTERM to a rank": Fault(signal_rank(1, signal.SIGTERM), "Preempted: .*saved after step"),
+    "SIGTERM to a rank": Fault(ask_rank_to_leave, "Preempted: .*saved after step"),
 }
 
 
@@ -357,6 +363,7 @@ class Outcome:
     at: int  # Steps done when it struck
     lost: int  # Steps that were done again
     wrong: list[str]  # Promises that were broken
+    pause: float  # Longest time from one step to the next [s]
     seconds: float  # Until the training was done
 
 
@@ -392,13 +399,17 @@ def run_with_fault(
             _wait_for_end(team, told)
             return None
         fault.act(scene)
+        if fault.act in (ask_to_leave, ask_rank_to_leave) and _ends_well(
+            team, told
+        ):  # ranks don't agree after each step
+            return None
         wrong = _go_on(scene, fault, told, team.log()[said:])
         wrong += _compare(place, expected)
         left = _wait_until_gone(team)
         wrong += [f"left: {left}"] * bool(left)
         if wrong or fault.act is restart_scheduler:  # Dask's nannies don't always survive it
             team.close()
-        return Outcome(name, at, count_lost(place), wrong, time.monotonic() - begin)
+        return Outcome(name, at, count_lost(place), wrong, measure_pause(place), time.monotonic() - begin)
 
 
 def _choose_moment(chance: Random) -> int:
@@ -424,6 +435,11 @@ def _go_on(scene: Scene, fault: Fault, told: Path, said: str) -> list[str]:
         if fault.says not in team.log()[before:]:
             wrong.append(f"nobody said {fault.says!r}")
     return wrong
+
+
+def _ends_well(team: Team, told: Path) -> bool:
+    _wait_for_end(team, told)
+    return _read_told(team, told) == "done: "
 
 
 def _wait_for_end(team: Team, told: Path) -> None:
@@ -456,16 +472,17 @@ def _wait_until_gone(team: Team, seconds: float = 15.0) -> list[str]:
     return left
 
 
-def _read_steps(place: Path, rank: int) -> list[tuple[int, int]]:
-    "Attempt and number of each step, as they were done"
+def _read_steps(place: Path, rank: int) -> list[tuple[int, int, float]]:
+    "Attempt, number and time of each step, as they were done"
     file = place / f"steps-{rank}"
     lines = file.read_text().splitlines() if file.exists() else []
-    return [(int(attempt), int(step)) for attempt, step in (line.split() for line in lines)]
+    found = [line.split() for line in lines]
+    return [(int(attempt), int(step), float(at)) for attempt, step, at in found]
 
 
 def count_steps(place: Path) -> int:
     "The newest step of rank 0"
-    return max((step for _, step in _read_steps(place, 0)), default=0)
+    return max((step for _, step, _ in _read_steps(place, 0)), default=0)
 
 
 def count_lost(place: Path) -> int:
@@ -475,6 +492,11 @@ def count_lost(place: Path) -> int:
         steps = _read_steps(place, rank)
         lost += [a[1] + 1 - b[1] for a, b in pairwise(steps) if a[0] != b[0]]
     return max(lost)
+
+
+def measure_pause(place: Path) -> float:
+    "The longest time from one step to the next [s]"
+    return max((b[2] - a[2] for a, b in pairwise(_read_steps(place, 0))), default=0.0)
 
 
 def list_faults() -> list[str]:

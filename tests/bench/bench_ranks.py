@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psutil
+from books import write_notebook
 from figures import Figure
 
 import scalekit as sk
@@ -90,7 +91,42 @@ def time_starts(cluster: Cluster) -> list[float]:
     return seconds
 
 
+KILLED_AGAIN = """
+import os, signal, time
+from pathlib import Path
+import torch
+import scalekit as sk
+
+torch.manual_seed(0)
+model = torch.nn.Linear(8, 1)
+optimizer = torch.optim.AdamW(model.parameters())
+x = torch.ones(4000, 8)
+n_kills = len(list(Path().glob("killed-*")))
+with sk.training(model, optimizer, x, batch_size=4, n_epochs=1, checkpoint_every=20) as job:
+    for batch in job:
+        job.step(job.model(batch).sum())
+        if not Path(f"stepped-{n_kills}").exists():
+            Path(f"stepped-{n_kills}").write_text(str(time.time()))
+        if n_kills < most and job.n_steps >= 60 * (n_kills + 1):
+            Path(f"killed-{n_kills}").write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.002)
+"""
+
+
+def time_kernels() -> list[float]:
+    "Seconds from each SIGKILL of a notebook's kernel to the next step of the training in it"
+    write_notebook(Path("train.ipynb"), [(f"most: int = {N_FAULTS}", "parameters"), (KILLED_AGAIN,)])
+    sk.run("train.ipynb", retries=N_FAULTS, store="runs")
+    times = {path.name: float(path.read_text()) for path in Path().glob("*ed-*")}
+    return [times[f"stepped-{n + 1}"] - times[f"killed-{n}"] for n in range(N_FAULTS)]
+
+
 def measure() -> Iterator[Figure]:
+    with TemporaryDirectory() as folder:
+        os.chdir(folder)
+        promise = "at most 1 s"
+        yield figure("the kernel of a training is killed: until its next step", time_kernels(), 1.0, promise)
     with TemporaryDirectory() as folder, sk.open_cluster("cpu", n_workers=2) as cluster:
         os.chdir(folder)
         launch(os.getpid, n_ranks=2, cluster=cluster, quiet=True)  # the warm server

@@ -30,7 +30,8 @@ def torture(names: list[str], chance: Random) -> list[Outcome]:
                 variant = FAULTS[name].variant or chance.choice(VARIANTS)
                 outcome = rank_faults.run_with_fault(team, name, variant, chance, expected[variant])
             outcomes.append(outcome)
-            told = f"step {outcome.at}, {outcome.lost} done again, {outcome.seconds:.1f} s"
+            told = f"step {outcome.at}, {outcome.lost} done again, after {outcome.pause:.1f} s,"
+            told += f" the whole {outcome.seconds:.1f} s:"
             print(f"{number:4} {name} ({variant}): {told} {'; '.join(outcome.wrong) or 'ok'}", flush=True)
             if outcome.wrong:
                 keep = Path(f"torture-{time.time():.0f}.log")
