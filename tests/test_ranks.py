@@ -448,3 +448,33 @@ def test_an_attempt_that_was_taken_for_dead_can_not_make_a_checkpoint_valid(tmp_
         saver.save(2, {"weight": torch.zeros(1)}, {}, {})
     with Saver(tmp_path, World(0, 1, attempt=2, folder=tmp_path)) as newer:
         assert newer.load().step == 1
+
+
+def test_a_launched_training_goes_on_after_a_kill_and_tells_each_point_once(begin, tmp_path, monkeypatch):
+    def train():
+        import torch
+
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        model, x = torch.nn.Linear(4, 1), torch.arange(80.0).reshape(20, 4) / 80
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        options = {"batch_size": 4, "n_epochs": 2, "checkpoint_every": 3, "log_every": 1}
+        with sk.training(model, optimizer, (x, x.sum(1, keepdim=True)), **options) as job:
+            for batch in job:
+                job.step((job.model(batch.x) - batch.y).square().mean())
+                job.log(score=job.n_steps)
+                world = job.world
+                if world.size == 2 and world.attempt == world.rank == 1 and job.n_steps == 8:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        return model.weight.tolist(), world.attempt
+
+    bundle = create_bundle(tmp_path / "20260501-120000-123-9f2c1a", {"notebook": "train.ipynb"})
+    with monkeypatch.context() as patch:
+        patch.setenv("SCALEKIT_BUNDLE", str(bundle.path))
+        weights, attempt = begin(train)
+    assert (attempt, weights[0]) == (2, pytest.approx(launch(train, folder=None)[0][0], rel=1e-6))
+    curves = bundle.curves()
+    assert [step for step, _ in curves["loss"]] == list(range(1, 11))
+    assert curves["score"] == [(step, step) for step in range(1, 11)]
+    saved = [event["step"] for event in bundle.events() if event["event"] == "checkpoint"]
+    assert sorted(set(saved)) == [3, 6, 9, 10]

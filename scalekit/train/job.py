@@ -276,9 +276,11 @@ class Job:
                         device=self.world.device.type, hint=hint)  # fmt: skip
         return replace(found, limit=limit)
 
-    def _log(self, values: Mapping[str, Any] | None = None, /, **named: Any) -> None:
-        if self.world.rank == 0:
-            current_run().log(values, **named)
+    def _log(self, values: Mapping[str, Any] | None = None, /, *, step: int, **named: Any) -> None:
+        found, told = {**(values or {}), **named}, self._keeper.told
+        new = {name: value for name, value in found.items() if step > told.get(name, -1)}
+        if new and self.world.rank == 0:
+            current_run().log(new, step=step)
 
 
 # What makes another training of one; its length, its ranks and its pieces don't

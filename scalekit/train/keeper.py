@@ -54,6 +54,7 @@ class Keeper:
         self.objects, self.place, self.options, self.facts = objects, place, options, facts
         self.world, self.goal, self.loader = world, goal, loader
         self.saved_step: int | None = None  # The newest
+        self.told: dict[str, Any] = {}  # The newest point of each curve, of a training that is done again
         self._metrics: dict[str, Any] = {}
         self.saver = None if world.folder is None and goal is None else self._open(world.folder)
 
@@ -100,7 +101,7 @@ class Keeper:
         place = self.place
         return {**self.objects, "epoch": place.epoch, "sample": place.sample, "best": place.best}
 
-    # Taking up
+    # Taking up: what was computed after the newest checkpoint is computed again, and not told again
 
     def take_up(self) -> None:
         "Bring everything to the newest whole checkpoint; without one to the beginning"
@@ -128,6 +129,8 @@ class Keeper:
         place.epoch, place.sample, place.best = found["epoch"], found["sample"], found["best"]
         if self.loader and loaded.own and loaded.size == self.world.size:
             self.loader.load_state_dict(loaded.own["loader"])
+        if (run := current_run().path) and not changes:
+            self.told = {name: points[-1][0] for name, points in Bundle(run).curves().items()}
         although = f" although {'; '.join(changes)}" if changes else ""
         self._say(f"going on after step {loaded.step}{although}")
 
