@@ -25,10 +25,8 @@ def torture(names: list[str], chance: Random) -> list[Outcome]:
         expected = {variant: rank_faults.run_undisturbed(team, variant) for variant in VARIANTS}
         outcomes: list[Outcome] = []
         for number, name in enumerate(names, 1):
-            outcome = None
-            while outcome is None:  # it came too late
-                variant = FAULTS[name].variant or chance.choice(VARIANTS)
-                outcome = rank_faults.run_with_fault(team, name, variant, chance, expected[variant])
+            variant = FAULTS[name].variant or chance.choice(VARIANTS)
+            outcome = rank_faults.strike(team, name, variant, chance, expected[variant])
             outcomes.append(outcome)
             told = f"step {outcome.at}, {outcome.lost} done again, after {outcome.pause:.1f} s,"
             told += f" the whole {outcome.seconds:.1f} s:"
