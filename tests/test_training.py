@@ -7,14 +7,13 @@ import warnings
 import pytest
 import torch
 from processes import wait_until
-from two_ranks import CPU, fit, make, make_data, run_ranks
+from two_ranks import CPU, fit, make, make_data
 
 from scalekit.core import ScaleKitError
 from scalekit.ranks.world import Preempted, World, enter_world
 from scalekit.train.loop import training
 from scalekit.train.meter import Meter
-
-CASES = ("ddp", "ddp_accumulated", "fsdp", "fsdp_resumed", "preempted", "refused", "unequal", "evaluated")
+from scalekit.train.order import Order
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +26,6 @@ def alone(tmp_path):
     "A world of one that keeps checkpoints"
     with enter_world(World(0, 1, CPU, folder=tmp_path)) as world:
         yield world
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    return run_ranks(tmp_path_factory.mktemp("ranks"), *CASES)
 
 
 class Dropped(Exception):
@@ -138,6 +132,25 @@ def test_two_ranks_end_with_the_weights_of_one(ranks):
         one = torch.tensor(fit(**options)[0])
         assert torch.allclose(torch.tensor(own[0]), one, rtol=1e-6, atol=1e-7)
     assert ranks[0]["fsdp"]["kind"] == "DTensor"
+
+
+def test_two_ranks_then_one_then_two_see_one_order_and_end_as_one(ranks):
+    steps = {}
+    for rank in ranks:
+        for epoch, step, indices in rank["resized"]["seen"]:
+            steps.setdefault((epoch, step), []).extend(indices)
+    order = Order(50)
+    assert sorted(steps) == [(epoch, step) for epoch in range(3) for step in range(5)]
+    for (epoch, step), indices in steps.items():
+        assert sorted(indices) == sorted(order.epoch(epoch)[12 * step : 12 * step + 12].tolist())
+    first, second = (rank["resized"]["weights"] for rank in ranks)
+    assert first == second == pytest.approx(fit()[0], rel=1e-5, abs=1e-7)
+
+
+def test_ranks_in_bf16_end_equal_and_as_one_does(ranks):
+    first, second = (rank["halved"] for rank in ranks)
+    assert first == second and first["kinds"] == ["torch.bfloat16"]
+    assert first["weights"] == pytest.approx(fit(precision="bf16")[0], rel=0.02, abs=2e-3)
 
 
 def test_a_sharded_training_goes_on_exactly(ranks):
@@ -392,3 +405,22 @@ def test_waiting_for_data_is_measured_and_named():
             job.step(job.model(batch.x).mean())
     assert job.report.data > 0.3 and "raise n_workers (now 0;" in job.report.limit
     assert Meter(CPU).report().seconds == 0.0
+
+
+def test_a_compiled_training_is_the_same():
+    traced = []
+
+    def trace(graph, inputs):  # in place of a compiler, which would take half a minute
+        traced.append(graph)
+        return graph
+
+    weights = fit(n_epochs=1, compile={"backend": trace})[0]
+    assert len(traced) >= 1 and weights == fit(n_epochs=1)[0]
+
+
+def test_a_compiled_model_is_not_passed_by():
+    model, optimizer = make()
+    with pytest.raises(ScaleKitError, match="did not come through job.model, so it is not compiled"):  # noqa: SIM117
+        with training(model, optimizer, make_data(), batch_size=50, n_epochs=1, compile=True) as job:
+            for batch in job:
+                job.step(model(batch.x).mean())

@@ -12,6 +12,10 @@ import torch
 from scalekit.ranks.world import Exchange, Preempted, World, enter_world
 
 CPU = torch.device("cpu")
+CASES = (
+    "ddp", "ddp_accumulated", "fsdp", "fsdp_resumed", "resized", "halved", "preempted", "refused", "unequal",
+    "evaluated", "accelerate_untold", "fabric_untold", "accelerated", "fabricated",
+)  # fmt: skip
 
 
 def run_ranks(folder: Path, *cases: str, size: int = 2) -> list[dict]:
@@ -106,6 +110,38 @@ def preempted(world):
     world.reason = None
     weights, job = fit(**options)
     return {"told": told, "weights": weights, "steps": job.n_steps}
+
+
+def resized(world):
+    "Two ranks, then one, then two: weights at the end, and the samples of this rank's steps"
+    seen = []
+
+    def go_on(size, max_steps, accumulate=1):
+        from scalekit.train.loop import training
+
+        own = World(world.rank % size, size, CPU, folder=world.folder, control=world.control)
+        model, optimizer = make()
+        data = (*make_data(), torch.arange(50))
+        options = {"batch_size": 12, "n_epochs": 3, "max_steps": max_steps, "accumulate": accumulate}
+        with enter_world(own), training(model, optimizer, data, **options) as job:
+            for x, y, index in job:
+                job.step(torch.nn.functional.mse_loss(job.model(x), y))
+                seen.append((job.epoch, (job.n_steps - job.ends_step) % 5, index.tolist()))
+        return model
+
+    go_on(2, 4)
+    if world.rank == 0:
+        go_on(1, 9, accumulate=2)
+    world.control.barrier("alone")
+    return {"weights": gather(go_on(2, 15)), "seen": seen}
+
+
+def halved(world):
+    "Autocast inside of DDP"
+    kinds = set()
+    model, optimizer = make()
+    model.register_forward_hook(lambda module, given, out: kinds.add(str(out.dtype)))
+    return {"weights": fit((model, optimizer), precision="bf16")[0], "kinds": sorted(kinds)}
 
 
 def refused(world):
