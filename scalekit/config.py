@@ -52,8 +52,8 @@ class Settings:
 
     @property
     def warm_modules(self) -> tuple[str, ...]:
-        "What the server of warm kernels imports"
-        behind = ("torch._dynamo",) if "torch" in self.preload else ()  # the first optimizer imports it: 1.5 s
+        "What the server of warm kernels imports; torch's first optimizer would import its compiler for 1.5 s"
+        behind = ("torch._dynamo", "scalekit.train.loop") if "torch" in self.preload else ()
         return (*self.preload, *behind, *(("scalekit.journal.keeper",) if self.journal else ()))
 
     def get_profile(

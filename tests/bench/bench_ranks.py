@@ -122,19 +122,22 @@ def time_kernels() -> list[float]:
     return [times[f"stepped-{n + 1}"] - times[f"killed-{n}"] for n in range(N_FAULTS)]
 
 
+def measure_ranks(cluster: Cluster) -> Iterator[Figure]:
+    launch(os.getpid, n_ranks=2, cluster=cluster, quiet=True)  # the warm server
+    yield figure("two ranks that do nothing, from call to value", time_starts(cluster), 1.0, "")
+    killed, left = time_faults(cluster, kill_self)
+    yield figure("a rank is killed: until both train again", killed, 2.5, "at most 2.5 s")
+    stopped, more = time_faults(cluster, stop_self)
+    goal = HEARTBEAT + 1.0
+    found = "a rank is stopped, heartbeat 1 s: until both train again"
+    yield figure(found, stopped, goal + 2.5, "found within 2 s, then at most 2.5 s")
+    yield Figure("processes of ranks that are left", str(left + more), "", float(left + more), "0")
+
+
 def measure() -> Iterator[Figure]:
     with TemporaryDirectory() as folder:
         os.chdir(folder)
         promise = "at most 1 s"
         yield figure("the kernel of a training is killed: until its next step", time_kernels(), 1.0, promise)
-    with TemporaryDirectory() as folder, sk.open_cluster("cpu", n_workers=2) as cluster:
-        os.chdir(folder)
-        launch(os.getpid, n_ranks=2, cluster=cluster, quiet=True)  # the warm server
-        yield figure("two ranks that do nothing, from call to value", time_starts(cluster), 1.0, "")
-        killed, left = time_faults(cluster, kill_self)
-        yield figure("a rank is killed: until both train again", killed, 2.5, "at most 2.5 s")
-        stopped, more = time_faults(cluster, stop_self)
-        goal = HEARTBEAT + 1.0
-        found = "a rank is stopped, heartbeat 1 s: until both train again"
-        yield figure(found, stopped, goal + 2.5, "found within 2 s, then at most 2.5 s")
-        yield Figure("processes of ranks that are left", str(left + more), "", float(left + more), "0")
+        with sk.open_cluster("cpu", n_workers=2) as cluster:
+            yield from measure_ranks(cluster)
