@@ -1,5 +1,6 @@
 """Every row is predicted once, whatever happens on the way."""
 
+import io
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import onnx
@@ -253,7 +255,7 @@ def test_a_prediction_that_is_killed_at_any_moment_goes_on_and_touches_nothing_t
     for _ in range(30):
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             process.stdout.readline()
-            while process.poll() is None and len(_identify(out)) < min(50, len(seen) + 14):
+            while process.poll() is None and len(_identify(out)) < min(50, len(seen) + 20):
                 time.sleep(0.01)
             time.sleep(chance.random() * 0.02)
             process.kill()
@@ -263,7 +265,7 @@ def test_a_prediction_that_is_killed_at_any_moment_goes_on_and_touches_nothing_t
         seen = now
         if process.returncode == 0 or len(seen) == 50:
             break
-    assert n_cut >= 3
+    assert n_cut >= 2
     subprocess.run(command, check=True)
     assert {name: facts for name, facts in _identify(out).items() if name in seen} == seen
     rows = pd.read_parquet(out)
@@ -433,6 +435,34 @@ def test_a_failing_batch_says_which_rows_it_was_and_keeps_what_was_done(out):
 def test_an_exported_model_wants_the_batches_that_it_was_made_for(models, out):
     with pytest.raises(BadModel, match="exported for batches of 64 rows, got batch_size=32"):
         sk.predict(models["exported for 64 rows"], FRAME, out, batch_size=32, **COMMON)
+
+
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, ("sprung",)
+
+
+@pytest.mark.parametrize(
+    "part", ["data/sample_inputs/model.pt", "data/weights/model.pt", "data/weights/model_weights_config.json",
+             "data/aotinductor/model/net.so", "version"],
+)  # fmt: skip
+def test_an_exported_file_that_would_run_code_is_refused_and_runs_none(part, models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    buffer = io.BytesIO()
+    torch.save(({"x": Trap()},), buffer)
+    with ZipFile(models["exported"]) as whole, ZipFile("bad.pt2", "w") as bad:
+        root = whole.namelist()[0].partition("/")[0]
+        for name in whole.namelist():
+            if not name.endswith(part):
+                bad.writestr(name, whole.read(name))
+            elif part.endswith("json"):
+                bad.writestr(name, whole.read(name).replace(b'"use_pickle": false', b'"use_pickle": true'))
+        if not part.endswith("json"):
+            bad.writestr(part if part == "version" else f"{root}/{part}", buffer.getvalue())
+    words = "written by torch 2.7 or older" if part == "version" else f"its part {part} would be unpickled"
+    with pytest.raises(BadModel, match=words):
+        sk.predict("bad.pt2", FRAME, "out", **COMMON)
+    assert not Path("sprung").exists()
 
 
 def test_what_lies_in_the_way_stays(tmp_path, out):

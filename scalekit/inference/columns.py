@@ -139,7 +139,7 @@ def make_rows(
         columns[name] = _to_column(name, values, n_rows)
     if shape.for_delta:
         columns = {name: array.cast(to_delta_type(array.type)) for name, array in columns.items()}
-    return pa.RecordBatch.from_pydict(columns)
+    return pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
 
 # %% ../../nbs/53e_inference.columns.ipynb #19173a54
 def _name_answers(answer: Any, names: Sequence[str] | None) -> dict[str, Any]:
@@ -197,15 +197,23 @@ def _to_column(name: str, values: Any, n_rows: int) -> Any:
     if is_one or len(values) != n_rows:
         found = "one value" if is_one else len(values)
         raise ValueError(f"a row out for each row in is needed: {n_rows} went in, and {name!r} has {found}")
-    if isinstance(values, np.ndarray) and values.ndim > 1:
-        flat = values.reshape(n_rows, -1)
-        if flat.shape[1] == 1:
-            return pa.array(flat[:, 0])
-        return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(flat).ravel()), flat.shape[1])
-    if isinstance(values, np.ndarray) and values.base is not None:
-        values = values.copy()  # a view of the batch would keep all of it in memory until the part is written
+    if isinstance(values, np.ndarray):
+        flat, width = _copy_out(values), values.size // n_rows
+        return flat if width == 1 else pa.FixedSizeListArray.from_arrays(flat, width)
     array = pa.array(values) if not isinstance(values, (pa.Array, pa.ChunkedArray)) else values
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def _copy_out(values: Any) -> Any:
+    "The numbers, row by row, in memory of Arrow's; no view of a batch, and not among what the next one needs"
+    import numpy as np
+    import pyarrow as pa
+
+    if values.dtype.kind not in "iuf":
+        return pa.array(np.array(values).ravel())
+    buffer, dtype = pa.allocate_buffer(values.nbytes), values.dtype.newbyteorder("=")
+    np.frombuffer(buffer, dtype).reshape(values.shape)[...] = values
+    return pa.Array.from_buffers(pa.from_numpy_dtype(dtype), values.size, [None, buffer])
 
 # %% ../../nbs/53e_inference.columns.ipynb #ebb1e413
 def to_delta_type(

@@ -17,12 +17,12 @@ from time import perf_counter
 from typing import Any
 
 from ..core import sha256_file
-from .chunks import ArrayChunk, FileChunk, Partition, TableChunk
+from .chunks import BLOCK, ArrayChunk, FileChunk, Partition, TableChunk
 from .columns import BadBatch, Shape, count_nans, make_input, make_rows
 from .delta import BadOutput
 from .ledger import Receipt
 from .model import Model, Run
-from .pump import WriteBehind, read_ahead
+from .pump import WriteBehind, keep_freed_memory, read_ahead
 from .source import BadData
 from ..slots import Slot
 
@@ -50,39 +50,54 @@ class Work:
 
 # %% ../../nbs/53i_inference.task.ipynb #8e5311f6
 @contextmanager
-def _at(place: str) -> Iterator[None]:
+def _at(partition: Partition, first: int, n: int, addition: str = "") -> Iterator[None]:
     "Name the rows in any error of a user's code"
     try:
         yield
     except (BadBatch, BadData):
         raise
     except Exception as error:
+        place = partition.name_rows(first, n) + addition
         raise BadBatch(f"{place}: {type(error).__name__}: {str(error)[:1000]}") from error
 
 
 def _make_inputs(work: Work, chunk: Any, partition: Partition) -> Iterator[tuple[int, int, Any, Any]]:
     "First row, number of rows, rows and model's input of each batch; runs in the reading thread"
-    first = 0
-    batches = iter(chunk.read(work.shape.read, work.batch_size))
+    first, size = 0, _choose_block(work)
+    blocks = iter(chunk.read(work.shape.read, size))
+    addition = ": prepare failed" if work.shape.prepare else ""
     while True:
-        n = max(1, min(work.batch_size, partition.n_rows - first))
-        with _at(f"{partition.name_rows(first, n)} can't be read"):
-            batch = next(batches, None)
-        if batch is None:
+        n = max(1, min(size, partition.n_rows - first))
+        with _at(partition, first, n, " can't be read"):
+            block = next(blocks, None)
+        if block is None:
             break
-        n = _count(batch)
-        with _at(f"{partition.name_rows(first, n)}{': prepare failed' if work.shape.prepare else ''}"):
-            made = _make_input(work, batch, n)
-        yield first, n, batch, made
+        n = _count(block)
+        with _at(partition, first, n, addition):
+            made = make_input(block, work.shape, work.model)
+            batches = list(_cut_batches(work, block, made, n))
+        yield from ((first + begin, count, rows, given) for begin, count, rows, given in batches)
         first += n
     if first != partition.n_rows:
         place = partition.name_rows()
         raise BadData(f"{place} must have {partition.n_rows:,} rows, got {first:,}. Did a file change?")
 
 
-def _make_input(work: Work, batch: Any, n: int) -> Any:
-    made, size = make_input(batch, work.shape, work.model), work.model.n_fixed
-    return _each(made, lambda values: _fill_up(values, n, size)) if size and n < size else made
+def _choose_block(work: Work) -> int:
+    "Rows that are made into input at a time"
+    is_plain = work.shape.columns and work.shape.prepare is None and not work.model.takes_frames
+    return work.batch_size * max(1, BLOCK // work.batch_size) if is_plain else work.batch_size
+
+
+def _cut_batches(work: Work, block: Any, made: Any, n: int) -> Iterator[tuple[int, int, Any, Any]]:
+    "Batches are views of a block; `prepare` and functions had no more than one at a time"
+    size, fixed = work.batch_size, work.model.n_fixed
+    for begin in range(0, n, size):
+        count = min(size, n - begin)
+        rows, given = (block, made) if n <= size else (block.slice(begin, count), made[begin : begin + count])
+        if fixed and count < fixed:
+            given = _each(given, lambda values, count=count: _fill_up(values, count, fixed))
+        yield begin, count, rows, given
 
 
 def _count(batch: Any) -> int:
@@ -111,8 +126,9 @@ def _gather(inputs: Iterable[Any]) -> Iterator[list[Any]]:
 def _weigh(value: Any) -> int:
     if isinstance(value, (dict, tuple, list)):
         return sum(_weigh(item) for item in (value.values() if isinstance(value, dict) else value))
-    if hasattr(value, "memory_usage"):  # a DataFrame
-        return int(value.memory_usage(index=False).sum())
+    if hasattr(value, "iloc"):  # a DataFrame, or a Series
+        usage = value.memory_usage(index=False)
+        return int(usage.sum() if hasattr(usage, "sum") else usage)
     return getattr(value, "nbytes", _HANDFUL)
 
 # %% ../../nbs/53i_inference.task.ipynb #ddcd8546
@@ -135,14 +151,21 @@ _GROUP_ROWS, _GROUP_BYTES = 65_536, 32 << 20
 class _Part:
     "A parquet file that is being written, group by group"
 
-    def __init__(self, path: Path, schema: Any, partition: Partition, behind: WriteBehind) -> None:
+    def __init__(self, path: Path, schema: Any, partition: Partition, shape: Shape) -> None:
         self.path, self.schema, self.nans = path, schema, dict[str, int]()
-        self._partition, self._behind = partition, behind
+        self._partition, self._shape = partition, shape
         self._writer: Any = None
         self._kept: list[Any] = []
         self._n_rows = self._n_bytes = 0  # Of what is kept
 
-    def add(self, rows: Any) -> None:
+    def add(self, answered: list[tuple[int, int, Any, Any]]) -> None:
+        "First row, number of rows, rows and answer of some batches"
+        for first, n, batch, answer in answered:
+            with _at(self._partition, first, n):
+                rows = make_rows(answer, batch, n, self._partition.start + first, self._shape)
+            self._keep(rows)
+
+    def _keep(self, rows: Any) -> None:
         if self.schema is None:
             self.schema = rows.schema
         self._kept.append(self._conform(rows))
@@ -152,13 +175,12 @@ class _Part:
 
     def flush(self) -> None:
         if self._kept:
-            self._behind.do(self._write, self._kept)
+            self._write(self._kept)
             self._kept, self._n_rows, self._n_bytes = [], 0, 0
 
     def close(self) -> None:
         "Everything is on disk when this returns"
         self.flush()
-        self._behind.wait()
         if self._writer is not None:
             self._writer.close()
             with open(self.path, "rb+") as file:
@@ -189,6 +211,35 @@ class _Part:
             self.nans[name] = self.nans.get(name, 0) + n
 
 # %% ../../nbs/53i_inference.task.ipynb #d88528e6
+@dataclass
+class _Clock:
+    "How long the model waited for rows, and computed [s]"
+
+    waited: float = 0.0
+    computed: float = 0.0
+
+    def time_waits(self, items: Iterable[Any]) -> Iterator[Any]:
+        looked = perf_counter()
+        for item in items:
+            self.waited += perf_counter() - looked
+            yield item
+            looked = perf_counter()
+
+
+def _answer(
+    work: Work, run: Run, partition: Partition, inputs: Iterable[Any], clock: _Clock
+) -> Iterator[tuple[int, int, Any, Any]]:
+    "The same with the model's answer in place of its input"
+    for first, n, batch, made in inputs:
+        started = perf_counter()
+        with _at(partition, first, n):
+            answer = run(made)
+            if work.model.n_fixed and n < work.model.n_fixed:
+                answer = _each(answer, lambda values, n=n: values[:n])
+        clock.computed += perf_counter() - started
+        yield first, n, batch, answer
+
+# %% ../../nbs/53i_inference.task.ipynb #0735cf2b
 def predict_partition(
     work: Work,
     run: Run,  # The model, opened
@@ -200,23 +251,15 @@ def predict_partition(
 ) -> tuple[Receipt, Any]:  # And the part's schema
     "Predict on a partition; raises `BadBatch`, `BadData` or `BadOutput`"
     path = folder / f"{partition.number:05d}-{secrets.token_hex(6)}.parquet"
-    begun, computed, waited = perf_counter(), 0.0, 0.0
+    begun, clock = perf_counter(), _Clock()
+    keep_freed_memory()
     try:
+        part = _Part(path, schema, partition, work.shape)
         with WriteBehind() as behind, read_ahead(_gather(_make_inputs(work, chunk, partition))) as handfuls:
-            part, looked = _Part(path, schema, partition, behind), perf_counter()
-            for first, n, batch, made in (item for items in handfuls for item in items):
-                started = perf_counter()
-                waited += started - looked
-                with _at(partition.name_rows(first, n)):
-                    answer = run(made)
-                    if work.model.n_fixed and n < work.model.n_fixed:
-                        answer = _each(answer, lambda values, n=n: values[:n])
-                computed += perf_counter() - started
-                with _at(partition.name_rows(first, n)):
-                    rows = make_rows(answer, batch, n, partition.start + first, work.shape)
-                part.add(rows)
-                looked = perf_counter()
-            part.close()
+            inputs = clock.time_waits(item for items in handfuls for item in items)
+            for answered in _gather(_answer(work, run, partition, inputs, clock)):
+                behind.do(part.add, answered)
+            behind.do(part.close)
         size, checksum = path.stat().st_size, sha256_file(path)
     except BaseException as error:
         path.unlink(missing_ok=True)
@@ -224,7 +267,7 @@ def predict_partition(
             raise BadOutput(f"partition {partition.number} can't be written to {folder}: {error}") from error
         raise
     seconds = perf_counter() - begun
-    times = (seconds, waited, computed)
+    times = (seconds, clock.waited, clock.computed)
     receipt = Receipt(
         partition.number, partition.n_rows, path.name, size, checksum, *times, worker, part.nans
     )
