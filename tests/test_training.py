@@ -14,6 +14,7 @@ from scalekit.ranks.world import Preempted, World, enter_world
 from scalekit.train.loop import training
 from scalekit.train.meter import Meter
 from scalekit.train.order import Order
+from scalekit.train.stepper import Stepper
 
 
 @pytest.fixture(autouse=True)
@@ -424,3 +425,34 @@ def test_a_compiled_model_is_not_passed_by():
         with training(model, optimizer, make_data(), batch_size=50, n_epochs=1, compile=True) as job:
             for batch in job:
                 job.step(model(batch.x).mean())
+
+
+def test_gradients_are_clipped_at_their_own_size_not_at_the_scaled_one():
+    weight = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    stepper = Stepper(torch.optim.SGD([weight], lr=1.0), clip=10.0, scaler=scaler)
+    stepper.backward((weight * torch.tensor([3.0, 4.0])).sum())
+    stepper.step()
+    assert weight.tolist() == pytest.approx([-2.0, -3.0])  # a norm of 5 is within the bound
+
+
+def test_a_step_that_overflows_is_left_out_and_the_schedule_waits():
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    stepper = Stepper(optimizer, scheduler=scheduler, scaler=torch.amp.GradScaler("cpu"))
+    stepper.backward((weight * math.inf).sum())
+    stepper.step()
+    assert (weight.item(), stepper.n_skipped, scheduler.last_epoch) == (1.0, 1, 0)
+    stepper.backward(weight.sum())
+    stepper.step()
+    assert (weight.item(), stepper.n_skipped, scheduler.last_epoch) == (0.0, 1, 1)
+
+
+def test_an_evaluation_is_without_dropout_and_the_training_goes_on_with_it():
+    x, y = make_data()
+    model = torch.nn.Sequential(torch.nn.Dropout(0.9), torch.nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with training(model, optimizer, (x, y), batch_size=50, n_epochs=1) as job:
+        found = job.evaluate((x, y), lambda batch: job.model(batch.x).mean())
+        assert model.training and found == pytest.approx(model[1](x).mean().item(), rel=1e-5)
