@@ -103,6 +103,7 @@ class Gang:
         self._packed, self._preemption = packed, preemption
         self._queue: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.futures: list[Any] = []
+        self._gone: set[int] = set()  # Ranks whose worker is gone: nothing is to be waited for
 
     def __enter__(self) -> "Gang":
         self.client.subscribe_topic(self.launch, self._take_event)
@@ -128,6 +129,7 @@ class Gang:
 
     def _take_worker_event(self, rank: int, event: tuple[float, Any]) -> None:
         if isinstance(event[1], dict) and event[1].get("action") == "remove-worker":
+            self._gone.add(rank)
             self._queue.put({"kind": "worker-gone", "rank": rank})
 
     def _take_end(self, rank: int, future: Any) -> None:
@@ -168,10 +170,11 @@ class Gang:
         "Kill the ranks that still live, and wait until they are gone where somebody can tell"
         from distributed import wait
 
-        if any(not future.done() for future in self.futures):
-            self.tell("abort")
+        left = {rank: future for rank, future in enumerate(self.futures) if rank not in self._gone}
+        if any(not future.done() for future in left.values()):
+            self.tell("abort", list(left))
             with suppress(TimeoutError):
-                wait(self.futures, timeout=patience)
+                wait(list(left.values()), timeout=patience)
         self.client.cancel(self.futures, force=True)
 
     def __exit__(self, *error: object) -> None:

@@ -53,7 +53,7 @@ def make_training(folder: Path, n_faults: int, fault: Callable[[], None]) -> Cal
     return train
 
 
-def time_faults(cluster: Cluster, fault: Callable[[], None]) -> tuple[list[float], int]:
+def time_faults(cluster: Cluster, fault: Callable[[], None], n: int = N_FAULTS) -> tuple[list[float], int]:
     "Seconds from each fault to the first step of the last rank after it, and how many processes are left"
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -62,12 +62,12 @@ def time_faults(cluster: Cluster, fault: Callable[[], None]) -> tuple[list[float
             return float((folder / file).read_text())
 
         launch(
-            make_training(folder, N_FAULTS, fault), n_ranks=2, cluster=cluster, folder=folder / "checkpoints",
-            retries=N_FAULTS, heartbeat=HEARTBEAT, quiet=True,
+            make_training(folder, n, fault), n_ranks=2, cluster=cluster, folder=folder / "checkpoints",
+            retries=n, heartbeat=HEARTBEAT, quiet=True,
         )  # fmt: skip
         seconds = [
             max(read(f"step-{attempt + 1}-{rank}") for rank in (0, 1)) - read(f"fault-{attempt}")
-            for attempt in range(1, N_FAULTS + 1)
+            for attempt in range(1, n + 1)
         ]
         pids = [int(path.read_text()) for path in folder.glob("pid-*")]
         return seconds, sum(psutil.pid_exists(pid) for pid in pids)
@@ -79,6 +79,18 @@ def kill_self() -> None:
 
 def stop_self() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def time_lost_workers(cluster: Cluster) -> list[float]:
+    "The same where the worker of rank 0 is killed, and another one is there"
+    cluster.scale(3)
+    seconds = []
+    for _ in range(min(N_FAULTS, 3)):
+        while len(cluster.slots) < 3:  # the one that was killed last comes back
+            time.sleep(0.1)
+        pid = cluster.slots[0].process[1]
+        seconds += time_faults(cluster, lambda pid=pid: os.kill(pid, signal.SIGKILL), 1)[0]
+    return seconds
 
 
 def time_starts(cluster: Cluster) -> list[float]:
@@ -131,6 +143,8 @@ def measure_ranks(cluster: Cluster) -> Iterator[Figure]:
     goal = HEARTBEAT + 1.0
     found = "a rank is stopped, heartbeat 1 s: until both train again"
     yield figure(found, stopped, goal + 2.5, "found within 2 s, then at most 2.5 s")
+    lost = "a worker is killed, another is there: until both ranks train again"
+    yield figure(lost, time_lost_workers(cluster), 2.5, "at most 2.5 s")
     yield Figure("processes of ranks that are left", str(left + more), "", float(left + more), "0")
 
 
