@@ -9,7 +9,6 @@ import os
 import pickle
 import subprocess
 import threading
-import time
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -533,10 +532,11 @@ def test_a_run_is_stopped_from_another_terminal(place, capsys):
     write_notebook(place / "a.ipynb", "print('begins', flush=True)\nimport time; time.sleep(60)")
     thread = threading.Thread(target=sk.run, args=["a.ipynb"], kwargs={"check": False})
     thread.start()
-    wait_until(lambda: [row for row in sk.Store("runs").list_runs() if row["state"] == "running"])
-    time.sleep(0.3)
+    wait_until(lambda: list(place.glob("runs/*/notebook.ipynb")))
+    (path,) = place.glob("runs/*/notebook.ipynb")
+    wait_until(lambda: read_cells(path)[0].text == "begins\n")
     assert main(["stop", "latest"]) == 0
-    thread.join(10)
+    thread.join(60)
     bundle = sk.Store("runs").open_run("latest")
     assert (bundle.state, read_cells(bundle.notebook)[0].text) == ("cancelled", "begins\n")
     assert not (bundle.path / "stop").exists()

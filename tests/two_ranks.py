@@ -27,7 +27,7 @@ def run_ranks(folder: Path, *cases: str, size: int = 2) -> list[dict]:
         )
         for rank in range(size)
     ]
-    told = [rank.communicate(timeout=120)[1] for rank in ranks]
+    told = [rank.communicate(timeout=240)[1] for rank in ranks]
     assert not any(rank.returncode for rank in ranks), "\n".join(told)
     return [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(size)]
 
