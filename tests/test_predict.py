@@ -567,7 +567,7 @@ def cluster() -> Iterator[sk.Cluster]:
         yield opened
 
 
-def test_a_cluster_gives_the_same_rows_and_the_model_does_not_travel_with_each_partition(cluster, tmp_path, out):
+def test_a_cluster_gives_the_same_rows_and_the_model_does_not_travel_with_each(cluster, tmp_path, out):
     class Loud(torch.nn.Module):
         def __init__(self, inner: torch.nn.Module, folder: str) -> None:
             super().__init__()
