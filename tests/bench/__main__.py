@@ -15,7 +15,7 @@ from pathlib import Path
 here = Path(__file__).parent
 table = here.parents[1] / "nbs" / "benchmarks.md"
 INTRODUCTION = """Written by `make bench`: medians, both ways in turn on the same machine. It was
-shared, so the ratios tell more than the times."""
+shared, so the ratios tell more than the times. It had no GPU: what `tests/gpu` holds is not measured."""
 packages = ("scalekit", "papermill", "nbclient", "ipykernel", "distributed", "torch")
 
 
@@ -53,20 +53,26 @@ def describe_machine() -> str:
     return f"{cores}, Python {platform.python_version()}, {versions}"
 
 
+def read_sections() -> dict[str, str]:
+    "The table as it is, by heading"
+    parts = table.read_text().split("\n## ")[1:] if table.exists() else []
+    return {part.partition("\n")[0]: part.partition("\n")[2].strip("\n") for part in parts}
+
+
+def format_section(figures: list[dict]) -> str:
+    lines = ["| what | scalekit | compared to | ratio | goal |", "| --- | --- | --- | --- | --- |"]
+    for f in figures:
+        ratio = "" if f["ratio"] is None else f"{f['ratio']:.2f}"
+        lines.append(f"| {f['what']} | {f['ours']} | {f['theirs']} | {ratio} | {f['goal']} |")
+    return "\n".join(lines)
+
+
 def write_table(parts: dict[str, list[dict]]) -> None:
-    lines = ["# How fast it is", "", INTRODUCTION, "", f"Machine and versions: {describe_machine()}.", ""]
-    for name, figures in parts.items():
-        lines += [
-            f"## {name}",
-            "",
-            "| what | scalekit | compared to | ratio | goal |",
-            "| --- | --- | --- | --- | --- |",
-        ]
-        lines += [
-            f"| {f['what']} | {f['ours']} | {f['theirs']} | {f['ratio']:.2f} | {f['goal']} |" for f in figures
-        ]
-        lines.append("")
-    table.write_text("\n".join(lines))
+    "Replace what was measured; what was not stays, with its figures of another day"
+    sections = read_sections() | {name: format_section(figures) for name, figures in parts.items()}
+    head = ["# How fast it is", "", INTRODUCTION, "", f"Machine and versions: {describe_machine()}.", ""]
+    body = [f"## {name}\n\n{text.strip()}\n" for name, text in sections.items()]
+    table.write_text("\n".join([*head, *body]))
 
 
 if __name__ == "__main__":
@@ -74,4 +80,5 @@ if __name__ == "__main__":
         measure_one(sys.argv[2])
     else:
         names = sys.argv[1:] or sorted(path.stem.removeprefix("bench_") for path in here.glob("bench_*.py"))
-        write_table({name: read_figures(name) for name in names})
+        for name in names:  # each is kept at once
+            write_table({name: read_figures(name)})
