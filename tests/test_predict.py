@@ -213,7 +213,7 @@ def test_a_half_precision_model_gets_its_own_kind_of_number(out):
 
 
 def test_memory_is_bounded_by_batches_and_not_by_the_data(tmp_path, out):
-    rows, width = 400_000, 20
+    rows, width = 800_000, 20
     table = pa.table({f"x{i}": np.random.default_rng(i).random(rows) for i in range(width)})
     pq.write_table(table, tmp_path / "data", row_group_size=rows)
     size = table.nbytes

