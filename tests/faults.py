@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -94,3 +95,20 @@ def _fork_each(
     for process in processes:
         process.join()
     tell.send([process.exitcode or 0 for process in processes])
+
+
+def die_at_disk(nth: int) -> None:
+    "Let this process be killed at the `nth` time that something reaches the disk"
+    calls = []
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def act(*args: Any, **kwargs: Any) -> Any:
+            calls.append(call)
+            if len(calls) == nth:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kwargs)
+
+        return act
+
+    for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
+        setattr(os, name, counted(getattr(os, name)))

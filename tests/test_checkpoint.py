@@ -4,7 +4,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from faults import can_mount, fill, small_disk, started
+from faults import can_mount, die_at_disk, fill, small_disk, started
 from notebooks import write_notebook
 
 import scalekit as sk
@@ -74,19 +73,8 @@ def test_a_training_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_p
 
 def _save_and_die(nth):
     "Save step 3, and be killed at the `nth` time that something reaches the disk"
-    slot, calls = save_steps(), []
-
-    def counted(call):
-        def act(*args, **kwargs):
-            calls.append(call)
-            if len(calls) == nth:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args, **kwargs)
-
-        return act
-
-    for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
-        setattr(os, name, counted(getattr(os, name)))
+    slot = save_steps()
+    die_at_disk(nth)
     slot["history"].append(0.1)
     slot["array"] = np.arange(3)
     slot.save(3, loss=0.1)

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 import scalekit.cluster
+import scalekit.workers
 from scalekit.cluster import open_cluster
 from scalekit.config import UnknownProfile
 from scalekit.devices import n_cores
@@ -423,11 +424,19 @@ def test_what_a_killed_worker_left_is_cleared_by_the_next(start):
 
 
 @pytest.mark.timeout(40)  # Dask alone would wait for 48 seconds
-def test_closing_does_not_wait_for_a_busy_worker():
+def test_closing_gives_a_busy_worker_one_second_not_five(monkeypatch):
+    granted, end_worker = [], scalekit.workers._end_worker
+
+    def watch(nanny, patience):
+        granted.append(patience)
+        return end_worker(nanny, patience)
+
+    monkeypatch.setattr(scalekit.workers, "_end_worker", watch)
     with open_cluster("cpu", n_workers=1) as cluster:
         cluster.client.submit(time.sleep, 60)
         assert wait_until(lambda: cluster.usage()[0].n_tasks)
         (slot,) = cluster.slots
+    assert granted[0] == 1.0
     assert not psutil.pid_exists(slot.process[1])
 
 

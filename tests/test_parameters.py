@@ -12,6 +12,7 @@ from enum import Enum
 from fractions import Fraction
 from http import HTTPStatus
 from pathlib import Path
+from time import process_time
 from typing import Annotated, Any, Literal, Optional
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -77,9 +78,10 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize("source", UNREADABLE, ids=brief)
-@pytest.mark.timeout(60)  # some would never end
 def test_a_default_that_only_a_run_would_tell_is_unknown_and_can_be_set(source):
+    begin = process_time()
     signature = read(f"x = {source}", IMPORTS)
+    assert process_time() - begin < 1
     assert signature.parameters["x"].default is UNKNOWN
     assert signature.check({"x": [1, "a"]}) == {"x": [1, "a"]}
 
@@ -107,14 +109,15 @@ def test_nothing_of_the_notebook_is_executed(tmp_path):
     assert path.read_bytes() == before
 
 
-@pytest.mark.timeout(60)  # else it is never done
 def test_defaults_that_would_fill_the_memory_cost_nothing():
+    begin = process_time()
     signature = read("""
         a = [0] * 1000
         b = [a] * 1000
         c = [b] * 1000
         d = {1: c, 2: [c] * 1000}
         """)
+    assert process_time() - begin < 1
     assert [len(p.default) if p.default is not UNKNOWN else None for p in signature.parameters.values()] == [
         1000,
         None,
@@ -123,11 +126,12 @@ def test_defaults_that_would_fill_the_memory_cost_nothing():
     ]
 
 
-@pytest.mark.timeout(60)  # what is quadratic takes many minutes
-def test_long_lines_and_comments_are_read_in_linear_time():
+def test_long_lines_and_comments_are_read_quickly():
+    begin = process_time()
     read(f"x = 1  # type: {'int ' * 5000}\ny = 2")
     with pytest.raises(BadNotebook):
         read("x" + " " * 200_000 + "y")
+    assert process_time() - begin < 2
 
 
 def test_a_type_that_imports_what_it_is_given_imports_nothing(tmp_path, monkeypatch):
@@ -571,9 +575,11 @@ def test_reading_is_fast_and_imports_nothing_heavy(tmp_path):
     content["cells"] += [{"cell_type": "code", "metadata": {}, "source": "x = 1\n", "outputs": []}] * 500
     path = _write(tmp_path, json.dumps(content))
     script = (
-        f"import sys\nfrom scalekit.signature import read_signature\nread_signature({str(path)!r})\n"
+        "import sys, time\nfrom scalekit.signature import read_signature\nt = time.process_time()\n"
+        f"read_signature({str(path)!r})\nprint(time.process_time() - t)\n"
         "heavy = {'pydantic', 'numpy', 'pandas', 'nbformat', 'jsonschema', 'IPython', 'torch'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.5

@@ -411,7 +411,7 @@ def test_the_live_notebook_is_whole_whenever_it_is_read(place, monkeypatch):
     assert len(seen) > 5
 
 
-def test_the_live_notebook_shows_what_is_printed_while_its_cell_runs(place):
+def test_the_live_notebook_shows_what_has_been_printed_a_second_ago(place):
     write_notebook(
         place / "a.ipynb",
         "import time",
@@ -424,6 +424,7 @@ def test_the_live_notebook_shows_what_is_printed_while_its_cell_runs(place):
     wait_until(lambda: read_cells(path)[1].text.count("tick") >= 3)
     first = read_cells(path)[1].text.count("tick")
     wait_until(lambda: read_cells(path)[1].text.count("tick") > first)
+    assert read_cells(path)[1].text.count("tick") - first <= 25  # of ten a second
     assert read_cells(path)[1].status == "running"
     request_stop(sk.Store("runs").open_run("latest"))
     thread.join()
@@ -536,7 +537,7 @@ def test_a_run_is_stopped_from_another_terminal(place, capsys):
     (path,) = place.glob("runs/*/notebook.ipynb")
     wait_until(lambda: read_cells(path)[0].text == "begins\n")
     assert main(["stop", "latest"]) == 0
-    thread.join(60)
+    thread.join(10)
     bundle = sk.Store("runs").open_run("latest")
     assert (bundle.state, read_cells(bundle.notebook)[0].text) == ("cancelled", "begins\n")
     assert not (bundle.path / "stop").exists()

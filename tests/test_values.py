@@ -14,6 +14,7 @@ from enum import Enum, IntEnum, StrEnum
 from fractions import Fraction
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from time import process_time
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -213,22 +214,24 @@ def test_json_that_scalekit_did_not_write_calls_nothing(data):
     assert "antigravity" not in sys.modules
 
 
-@pytest.mark.timeout(60)  # what is quadratic takes many minutes
-def test_twenty_megabytes_of_text_come_back():
+def test_twenty_megabytes_of_text_take_a_moment():
     text = "line of text\n" * 1_600_000
     signature = read("corpus: str = ''\nanything = None")
+    begin = process_time()
     for name in ("corpus", "anything"):
         assert signature.check({name: text})[name] == text
         assert signature.parse([f"{name}={text}"])[name] == text
     source, data = to_source(text), to_json(text)
+    assert process_time() - begin < 3  # papermill needs 7 s
     assert eval(source, {}) == text == data
 
 
-@pytest.mark.timeout(60)
-def test_a_list_of_a_hundred_thousand_numbers_comes_back():
+def test_a_list_of_a_hundred_thousand_numbers_is_written_quickly():
     values = [i / 7 for i in range(100_000)]
+    begin = process_time()
     assert eval(to_source(values), {}) == values
     assert from_json(to_json(values)) == values
+    assert process_time() - begin < 5
 
 
 SECRETS = """
