@@ -1,6 +1,7 @@
 """Smaller models: what they save, what they lose, and files that prove it."""
 
 import copy
+import io
 import json
 import shutil
 import subprocess
@@ -16,12 +17,13 @@ from scipy.stats import binomtest
 from torch import nn
 
 from scalekit import compress
-from scalekit.compress import candidates as candidates_module
 from scalekit.compress.forms import find_difference
 from scalekit.compress.latency import compare_times, time_calls
 from scalekit.compress.measured import Against
 from scalekit.compress.outcomes import Paired, compare_answers, flip_signs
 from scalekit.compress.words import tell_size, tell_speed
+from scalekit.extras import import_extra
+from scalekit.seal import write_seal
 
 X, Y = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 10
 
@@ -187,7 +189,7 @@ def test_a_library_that_is_there_and_broken_is_not_called_missing(tmp_path, monk
     (tmp_path / "half_library.py").write_text("import something_it_needs")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="something_it_needs"):
-        candidates_module.import_extra("half_library", "half-library", "this")
+        import_extra("half_library", "half-library", "this")
 
 
 def test_the_package_loads_without_the_libraries_of_single_ways():
@@ -391,9 +393,8 @@ def test_int8_exports_for_torch_only_and_says_so(tmp_path):
     assert "ONNX has no form of aten._int_mm" in exported.manifest["forms"]["onnx"]["not"]
     with pytest.raises(compress.NotExportable, match="has no model as onnx: .*aten._int_mm"):
         compress.open_exported(exported.path, "onnx")
-    with pytest.raises(compress.UntrustedExport, match="would run code when it is opened"):
-        compress.open_exported(exported.path)
-    assert compress.check_exported(exported.path, trust=True)["pt2"] < 1e-5
+    assert exported.manifest["forms"]["pt2"]["unpickles"] == []
+    assert compress.check_exported(exported.path)["pt2"] < 1e-5
 
 
 class Branches(nn.Module):
@@ -425,27 +426,43 @@ class Trap:
         return Path.touch, (Path("trapped"),)
 
 
-def test_a_prepared_file_is_refused_before_its_code_runs(exported, tmp_path, monkeypatch):
-    from scalekit.seal import write_seal
+class Detour:
+    "What belongs there, by way of a function that torch doesn't know"
 
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "prepared"
-    folder.mkdir()
-    torch.save(Trap(), tmp_path / "trap.pt")
+    def __reduce__(self):
+        return copy.copy, (((X[:2],), {}),)
+
+
+def _prepare(exported: compress.Exported, folder: Path, sample: object) -> Path:
+    "The same export with something else for example inputs, under a seal of its own"
+    content = io.BytesIO()
+    torch.save(sample, content)
+    shutil.copytree(exported.path, folder)
     with (
         zipfile.ZipFile(exported.path / "model.pt2") as old,
         zipfile.ZipFile(folder / "model.pt2", "w") as new,
     ):
         for name in old.namelist():
-            is_sample = "sample_inputs" in name
-            new.writestr(name, (tmp_path / "trap.pt").read_bytes() if is_sample else old.read(name))
-    (folder / "manifest.json").write_bytes(
-        (exported.path / "manifest.json").read_bytes().replace(b"onnx", b"onny")
-    )
+            new.writestr(name, content.getvalue() if "sample_inputs" in name else old.read(name))
+    (folder / "SHA256SUMS").unlink()
     write_seal(folder)
-    with pytest.raises(compress.UntrustedExport, match="sample_inputs"):
+    return folder
+
+
+def test_a_prepared_file_is_refused_before_its_code_runs(exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = _prepare(exported, tmp_path / "prepared", Trap())
+    with pytest.raises(compress.UntrustedExport, match="sample_inputs.*trust=True"):
         compress.open_exported(folder, "pt2")
     assert not (tmp_path / "trapped").exists()
+
+
+def test_whoever_trusts_a_file_opens_it_all_the_same(exported, tmp_path):
+    folder = _prepare(exported, tmp_path / "prepared", Detour())
+    with pytest.raises(compress.UntrustedExport):
+        compress.open_exported(folder, "pt2")
+    answers = [compress.open_exported(where, "pt2", trust=True)(X)[0] for where in (folder, exported.path)]
+    torch.testing.assert_close(*answers)
 
 
 @pytest.mark.slow

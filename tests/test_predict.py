@@ -24,6 +24,7 @@ from deltalake import DeltaTable, write_deltalake
 from onnx import TensorProto, helper
 
 import scalekit as sk
+from scalekit import compress
 from scalekit.inference import ledger as ledgers
 from scalekit.inference.columns import BadBatch
 from scalekit.inference.delta import BadOutput
@@ -459,9 +460,30 @@ def test_an_exported_file_that_would_run_code_is_refused_and_runs_none(part, mod
                 bad.writestr(name, whole.read(name).replace(b'"use_pickle": false', b'"use_pickle": true'))
         if not part.endswith("json"):
             bad.writestr(part if part == "version" else f"{root}/{part}", buffer.getvalue())
-    words = "written by torch 2.7 or older" if part == "version" else f"its part {part} would be unpickled"
+    named = part.replace("model_weights_config.json", "weight_0")  # what the table calls a pickle
+    words = "written by torch 2.7 or older" if part == "version" else f"its part {named} would be unpickled"
     with pytest.raises(BadModel, match=words):
         sk.predict("bad.pt2", FRAME, "out", **COMMON)
+    assert not Path("sprung").exists()
+
+
+def test_int8_weights_predict_from_their_file_and_a_trap_among_them_does_not_spring(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    small = compress.to_int8(torch.nn.Linear(2, 1).eval(), compile=False)
+    x = torch.tensor(FRAME[["a", "b"]].to_numpy("float32"))
+    compress.export_model(small, "int8", x, forms=["pt2"])
+    done = sk.predict("int8/model.pt2", FRAME, "out", **COMMON)
+    with torch.no_grad():
+        np.testing.assert_allclose(done.to_pandas()["prediction"], small(x)[:, 0], rtol=1e-5)
+
+    buffer = io.BytesIO()
+    torch.save((small.model.weight, Trap()), buffer)
+    with ZipFile("int8/model.pt2") as whole, ZipFile("bad.pt2", "w") as bad:
+        for name in whole.namelist():
+            bad.writestr(name, buffer.getvalue() if name.endswith("weight_0") else whole.read(name))
+    with pytest.raises(BadModel, match="its part data/weights/weight_0 would be unpickled"):
+        sk.predict("bad.pt2", FRAME, "other", **COMMON)
     assert not Path("sprung").exists()
 
 

@@ -1,9 +1,10 @@
 """Smaller models, with a report card that says what was lost"""
 
+from ..extras import MissingPackage
+from ..pt2file import find_code
 from .candidates import (
     Candidate,
     Change,
-    MissingPackage,
     NotCompressible,
     count_flops,
     count_weights,
@@ -21,7 +22,7 @@ from .exported import (
     open_exported,
     read_exported,
 )
-from .forms import NotExportable, find_code
+from .forms import NotExportable
 from .outcomes import NotPaired
 from .pruning import prune_channels, prune_weights
 from .weights import to_bf16, to_int8

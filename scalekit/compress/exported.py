@@ -25,7 +25,6 @@ from scalekit.compress.forms import (
     TOLERANCE,
     NotExportable,
     call_plainly,
-    find_code,
     find_difference,
     open_form,
     take_rows,
@@ -33,6 +32,7 @@ from scalekit.compress.forms import (
     write_form,
 )
 from ..core import ScaleKitError, suggest, sync_folder, utc_now, write_atomic
+from ..pt2file import find_code
 from ..seal import check_seal, write_seal
 
 # %% ../../nbs/54h_compress.exported.ipynb #18ef076e

@@ -4,21 +4,20 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'CHECKED', 'TOLERANCE', 'NotExportable', 'trace_model', 'write_form', 'open_form', 'find_difference',
-           'call_plainly', 'take_rows', 'find_code']
+           'call_plainly', 'take_rows']
 
 # %% ../../nbs/54g_compress.forms.ipynb #2091419e
-import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import torch
 from torch import nn
 
-from .candidates import Candidate, Inputs, as_candidate, as_tuple, hush, import_extra
+from .candidates import Candidate, Inputs, as_candidate, as_tuple
 from ..core import ScaleKitError
+from ..extras import hush, import_extra
 
 # %% ../../nbs/54g_compress.forms.ipynb #24801fdc
 class NotExportable(ScaleKitError):
@@ -76,7 +75,7 @@ def write_form(
 
 def open_form(
     form: str,  # Of `FORMS`
-    path: Path,  # A file that is trusted: see `find_code`
+    path: Path,  # A file that is trusted
 ) -> Callable[..., list[torch.Tensor]]:  # Called with tensors
     "A file as a function"
     return {"pt2": _open_pt2, "onnx": _open_onnx}[form](path)
@@ -183,38 +182,3 @@ def _flatten(outputs: Any) -> list[torch.Tensor]:
         return [outputs]
     values = outputs.values() if isinstance(outputs, dict) else outputs
     return [tensor for value in values for tensor in _flatten(value)]
-
-# %% ../../nbs/54g_compress.forms.ipynb #dc1cd557
-def find_code(
-    path: Path,  # A `.pt2` file
-) -> list[str]:  # Entries of the archive that would be unpickled in full; empty for data only
-    "What would be run as code if the file were opened"
-    with ZipFile(path) as archive:
-        found = [name for name in archive.namelist() if _is_code(archive, name)]
-        for name in archive.namelist():
-            if name.endswith("_config.json"):
-                found += _list_pickled(name, archive.read(name))
-    return sorted(set(found))
-
-# %% ../../nbs/54g_compress.forms.ipynb #3de4f785
-def _is_code(archive: ZipFile, name: str) -> bool:
-    "Saved objects that are more than tensors"
-    if not name.endswith(".pt"):
-        return False
-    import io
-
-    try:
-        torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-    except Exception:  # whatever it is, torch.export would unpickle it
-        return True
-    return False
-
-
-def _list_pickled(name: str, config: bytes) -> list[str]:
-    entries = json.loads(config).get("config") or {}
-    raw = re.compile(r"(weight|tensor)_\d+")  # other kinds of payload are objects
-    return [
-        f"{name.rpartition('/')[0]}/{entry.get('path_name')}"
-        for entry in entries.values()
-        if entry.get("use_pickle") or not raw.fullmatch(str(entry.get("path_name")))
-    ]

@@ -23,8 +23,8 @@ from scalekit.compress.candidates import (
     count_flops,
     count_steps,
     find_layers,
-    import_extra,
 )
+from ..extras import import_extra
 
 # %% ../../nbs/54c_compress.pruning.ipynb #083a548f
 def prune_channels(

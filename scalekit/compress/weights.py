@@ -20,8 +20,8 @@ from scalekit.compress.candidates import (
     as_candidate,
     copy_model,
     find_layers,
-    import_extra,
 )
+from ..extras import import_extra
 
 # %% ../../nbs/54b_compress.weights.ipynb #822b7f71
 class InBf16(nn.Module):

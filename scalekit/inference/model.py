@@ -6,9 +6,7 @@
 __all__ = ['Run', 'BadModel', 'Model', 'TorchModel', 'ExportedModel', 'OnnxModel', 'FunctionModel', 'find_model']
 
 # %% ../../nbs/53d_inference.model.ipynb #6a509d62
-import json
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core import ScaleKitError, sha256_file
+from ..extras import import_extra
 from .fingerprint import fingerprint
+from ..pt2file import find_code
 
 # %% ../../nbs/53d_inference.model.ipynb #efdd50b8
 class BadModel(ScaleKitError):
@@ -185,74 +185,25 @@ class ExportedModel(_FileModel):
         module = move_to_device_pass(program, place).module() if on_gpu else program.module()
         yield lambda batch: _call_torch(module, batch, place)
 
-
+# %% ../../nbs/53d_inference.model.ipynb #62ab3caf
 def _load_exported(path: Path) -> Any:
     import torch
 
     try:
-        _refuse_pickles(path)
-        return torch.export.load(path)
-    except BadModel:
-        raise
+        found = find_code(path)
+        if not found:
+            return torch.export.load(path)
+    except ScaleKitError as error:
+        raise BadModel(str(error)) from error
     except Exception as error:  # zip, json, schema: whatever a foreign file breaks first
         raise BadModel(
             f"{path} must be a file of torch.export.save, got {type(error).__name__}: {str(error)[:200]}. "
             "Write torch.export.save(torch.export.export(model, (example,)), 'model.pt2')"
         ) from error
-
-# %% ../../nbs/53d_inference.model.ipynb #62ab3caf
-_PLAIN = re.compile(
-    r"models/model\.json|archive_(format|version)|byteorder|version|\.data/.*|data/extra/.*"
-    r"|data/(weights/weight|constants/tensor)_\d+|data/(weights/model_weights|constants/model_constants)_config\.json"
-)
-
-
-def _refuse_pickles(path: Path) -> None:
-    "Raise `BadModel` for an archive with a part that would be unpickled, or is a compiled library"
-    from zipfile import ZipFile
-
-    from torch.export.pt2_archive import PT2ArchiveReader
-
-    with ZipFile(path) as old:
-        if "version" in old.namelist():
-            raise BadModel(f"{path} was written by torch 2.7 or older. Write it again with torch.export.save")
-    with PT2ArchiveReader(str(path)) as archive:
-        for name in archive.get_file_names():
-            if not _is_harmless(name, archive.read_bytes):
-                raise BadModel(
-                    f"{path}: its part {name} would be unpickled or run as a program when it is loaded, "
-                    "which is refused. Predict with the module itself, or export it with plain tensors only"
-                )
-
-
-def _is_harmless(name: str, read: Callable[[str], bytes]) -> bool:
-    if name == "data/sample_inputs/model.pt":
-        return _is_plain(read(name))
-    if not _PLAIN.fullmatch(name):
-        return False
-    return not (name.endswith("_config.json") and _asks_for_pickle(read(name)))
-
-
-def _asks_for_pickle(content: bytes) -> bool:
-    payloads = json.loads(content)["config"].values()
-    return any(
-        payload["use_pickle"] or not payload["path_name"].startswith(("weight_", "tensor_"))
-        for payload in payloads
+    raise BadModel(
+        f"{path}: its part {found[0]} would be unpickled or run as a program when it is loaded, "
+        "which is refused. Predict with the module itself, or export it with plain tensors only"
     )
-
-
-def _is_plain(content: bytes) -> bool:
-    "Does it load without running anything?"
-    import io
-    import pickle
-
-    import torch
-
-    try:
-        torch.load(io.BytesIO(content), weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError):
-        return False
-    return True
 
 # %% ../../nbs/53d_inference.model.ipynb #1f3025ac
 class OnnxModel(_FileModel):
@@ -283,7 +234,7 @@ class OnnxModel(_FileModel):
         yield run
 
     def _start(self, gpu: bool, threads: int | None) -> Any:
-        ort = _import_onnxruntime(self.path)
+        ort = import_extra("onnxruntime", "onnxruntime", str(self.path))
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others compute here too
@@ -302,16 +253,6 @@ _ONNX_TYPES = {
         "uint8": "uint8", "int8": "int8", "bool": "bool",
     }.items()
 }  # fmt: skip
-
-
-def _import_onnxruntime(path: Path) -> Any:
-    try:
-        import onnxruntime  # type: ignore[import-untyped]
-    except ImportError:
-        raise BadModel(
-            f"{path} needs the package onnxruntime. Install it: pip install 'scalekit[compress]'"
-        ) from None
-    return onnxruntime
 
 # %% ../../nbs/53d_inference.model.ipynb #07271b92
 class FunctionModel(Model):
