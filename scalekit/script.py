@@ -42,8 +42,13 @@ for (const name of ["pointerout", "focusout"]) addEventListener(name, show(false
 """
 
 # %% ../nbs/23q_script.ipynb #3b7e0138
-def write_policy() -> str:  # For a `meta` element
+def write_policy(
+    script: str = SCRIPT,  # The only one
+    has_images: bool = False,  # Pictures that are in the page itself
+) -> str:  # For a `meta` element
     "What the page may do"
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     own = f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    if has_images:
+        own += "; img-src data:"
     return f"default-src 'none'; {own}; base-uri 'none'; form-action 'none'"
