@@ -22,13 +22,14 @@ from typing import Any
 
 from .bundle import Bundle, redact
 from .core import ScaleKitError, write_atomic
-from .engine import Execution, Limits, Outcome
+from .engine import Execution
 from .events import StoreError, promise
 from .kernels.choose import KernelOrder, open_kernel
 from .kernels.kept import keep_kernel
 from .kernels.stock import StockKernel
 from .live import LiveNotebook, NotSaved, recover_notebook
 from .notebook import mark_failure, mark_pending, read_notebook, save_notebook, settle_cells
+from .outcome import Limits, Outcome
 from .resume import CellJournal, StartAgain
 from .seal import CELLS, LEASE, STOP, TRAINING
 from .store import Store

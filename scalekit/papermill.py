@@ -15,10 +15,11 @@ from typing import Any
 
 from .config import load_settings
 from .devices import n_cores
-from .engine import Execution, Limits
+from .engine import Execution
 from .kernels.choose import KernelOrder, open_kernel
 from .live import LiveNotebook, find_journal
 from .notebook import mark_pending
+from .outcome import Limits
 from .outputs import join_streams
 
 logger = getLogger("papermill")

@@ -9,12 +9,13 @@ import pytest
 from notebooks import STUBBORN, make_notebook, show_cells
 
 from scalekit import engine
-from scalekit.engine import Execution, Limits
+from scalekit.engine import Execution
 from scalekit.kernels import choose
 from scalekit.kernels.choose import KernelOrder, open_kernel
 from scalekit.kernels.client import NoWarmKernel
 from scalekit.live import LiveNotebook, recover_notebook
 from scalekit.notebook import clear_notebook
+from scalekit.outcome import Limits
 
 pytestmark = pytest.mark.usefixtures("place")
 

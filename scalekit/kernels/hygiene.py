@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['THREAD_VARIABLES', 'preload', 'find_fork_hazards', 'Stamp', 'stamp_sources', 'find_changed_sources', 'leave_parent',
-           'die_with_parent', 'reseed', 'find_thread_pools', 'set_threads', 'Loaded', 'make_order', 'follow_order']
+           'die_with_parent', 'reseed', 'find_thread_pools', 'set_threads', 'Loaded', 'make_order', 'follow_order',
+           'leave']
 
 # %% ../../nbs/30b_kernels.hygiene.ipynb #21c93eda
 import atexit
 import ctypes
+import gc
 import hashlib
 import importlib
 import os
@@ -17,12 +19,13 @@ import signal
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # %% ../../nbs/30b_kernels.hygiene.ipynb #4f6796e7
 def preload(
@@ -234,3 +237,15 @@ def _enter_environment(variables: dict[str, str]) -> None:
         matplotlib.rcParams["backend"] = os.environ["MPLBACKEND"]
     tempfile.tempdir = None
     time.tzset()
+
+# %% ../../nbs/30b_kernels.hygiene.ipynb #5c47d38e
+def leave() -> NoReturn:
+    "Do what Python does at its end, as far as a notebook can tell"
+    try:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()  # a kernel's shell has one
+        gc.collect()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(0)

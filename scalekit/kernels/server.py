@@ -33,6 +33,7 @@ from scalekit.kernels.hygiene import (
     find_fork_hazards,
     find_thread_pools,
     follow_order,
+    leave,
     leave_parent,
     preload,
     reseed,
@@ -157,7 +158,7 @@ def _run_plain(request: dict, descriptors: list[int], loaded: Loaded) -> None:
     _forget_shell()
     from ipykernel.kernelapp import IPKernelApp
 
-    from scalekit.kernels.child import leave, set_command_line
+    from scalekit.kernels.child import set_command_line
 
     set_command_line(request["arguments"])
     app = IPKernelApp.instance(parent_handle=1)  # no look for the parent: the lifeline does better
@@ -176,8 +177,6 @@ def _run_program(request: dict, descriptors: list[int], loaded: Loaded) -> None:
         os.close(descriptor)
     follow_order(request["order"], loaded)
     _forget_shell()
-    from scalekit.kernels.child import leave
-
     sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
     module, _, name = request["program"].partition(":")
     getattr(importlib.import_module(module), name)(*others)
