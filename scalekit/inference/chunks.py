@@ -94,7 +94,8 @@ class FileChunk:
 
         constants = dict(piece.constants)
         with pq.ParquetFile(piece.path, buffer_size=_BUFFER, pre_buffer=False) as file:
-            stored = [name for name in columns if name in file.schema_arrow.names and name not in constants]
+            names = set(file.schema_arrow.names)  # each look makes the schema anew
+            stored = [name for name in columns if name in names and name not in constants]
             groups = list(piece.row_groups)
             if not stored:  # only constants: the number of rows is all there is to know
                 yield self._conform(None, piece.n_rows, columns, constants)
@@ -113,12 +114,12 @@ class FileChunk:
         "The batch in the types of the whole data; what a Delta table got later is null in its older files"
         import pyarrow as pa
 
-        arrays = []
+        arrays, names = [], batch.schema.names if batch is not None else []
         for name in columns:
             wanted = self.schema.field(name).type
             if name in constants:
                 arrays.append(pa.repeat(pa.scalar(constants[name]).cast(wanted), n))
-            elif batch is None or name not in batch.schema.names:
+            elif name not in names:
                 arrays.append(pa.nulls(n, wanted))
             else:
                 found = batch.column(name)

@@ -7,6 +7,7 @@ __all__ = ['Finished', 'WorkerKilled', 'predict_here', 'ClusterPlacing']
 
 # %% ../../nbs/53k_inference.placing.ipynb #438213d4
 import queue
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import Any
@@ -51,9 +52,10 @@ class ClusterPlacing:
         self.cluster, self.client = cluster, cluster.client
         self._packed, self._source, self._ledger = pack_work(work), source, ledger
         self._held: Any = None
-        self._running: dict[Any, Partition] = {}
+        self._running: dict[Any, tuple[Partition, str | None]] = {}  # And the worker that it is meant for
         self._done: queue.SimpleQueue = queue.SimpleQueue()
         self._slots: dict[str, Slot] = {}
+        self._shares: Counter[str] = Counter()  # Slots of each worker
         self._n_slots, self._looked, self._seen = 0, 0.0, monotonic()
 
     @property
@@ -62,6 +64,7 @@ class ClusterPlacing:
         if monotonic() - self._looked > 1.0:
             slots = self.cluster.slots
             self._slots, self._n_slots = {slot.worker: slot for slot in slots}, len(slots)
+            self._shares = Counter(slot.worker for slot in slots)
             self._looked = monotonic()
             self._seen = self._looked if slots else self._seen
             if self._looked - self._seen > self.patience:
@@ -99,11 +102,18 @@ class ClusterPlacing:
                 self._ledger.attempt.absolute(),
                 self._ledger.schema,
             )
+            worker = self._choose_worker()
+            wish = {"workers": [worker], "allow_other_workers": True} if worker else {}
             future = self.client.submit(
-                predict_on_worker, self._held, *given, self._slots, pure=False, retries=0
+                predict_on_worker, self._held, *given, self._slots, pure=False, retries=0, **wish
             )
-        self._running[future] = partition
+        self._running[future] = partition, worker
         future.add_done_callback(self._done.put)
+
+    def _choose_worker(self) -> str | None:
+        "The one with the fewest partitions for each of its slots"
+        n_meant = Counter(worker for _, worker in self._running.values())
+        return min(self._shares, key=lambda worker: n_meant[worker] / self._shares[worker], default=None)
 
     def _take(self) -> tuple[Finished | None, list[Partition]]:
         "What has finished, and what was lost on the way and is to be sent again"
@@ -112,7 +122,7 @@ class ClusterPlacing:
         except queue.Empty:
             self._check_scheduler()
             return None, []
-        partition = self._running.pop(future, None)
+        partition, _ = self._running.pop(future, (None, None))
         if partition is None:
             return None, []
         if future.status == "finished":

@@ -75,7 +75,7 @@ def _make_inputs(work: Work, chunk: Any, partition: Partition) -> Iterator[tuple
         n = _count(block)
         with _at(partition, first, n, addition):
             made = make_input(block, work.shape, work.model)
-            batches = list(_cut_batches(work, block, made, n))
+            batches = list(_cut_batches(work, _select_kept(work, block), made, n))
         yield from ((first + begin, count, rows, given) for begin, count, rows, given in batches)
         first += n
     if first != partition.n_rows:
@@ -98,6 +98,11 @@ def _cut_batches(work: Work, block: Any, made: Any, n: int) -> Iterator[tuple[in
         if fixed and count < fixed:
             given = _each(given, lambda values, count=count: _fill_up(values, count, fixed))
         yield begin, count, rows, given
+
+
+def _select_kept(work: Work, block: Any) -> Any:
+    "What of the rows goes to the output; the rest need not wait for it in memory"
+    return block.select(list(work.shape.keep)) if hasattr(block, "schema") else block
 
 
 def _count(batch: Any) -> int:
@@ -203,12 +208,30 @@ class _Part:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self.path, self.schema)
         table = pa.Table.from_batches(batches, self.schema)
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(
+                self.path, self.schema, use_dictionary=_choose_dictionaries(table)
+            )
         self._writer.write_table(table, row_group_size=_GROUP_ROWS)
         for name, n in count_nans(table.combine_chunks().to_batches()[0]).items():
             self.nans[name] = self.nans.get(name, 0) + n
+
+# %% ../../nbs/53i_inference.task.ipynb #a7a0a75b
+def _choose_dictionaries(table: Any) -> list[str]:
+    "Columns with values that come again"
+    import pyarrow.compute as pc
+    import pyarrow.types as is_
+
+    def comes_again(name: str) -> bool:
+        kind, first = table.schema.field(name).type, table[name].slice(0, 8192)
+        if is_.is_nested(kind):
+            return False
+        if is_.is_integer(kind) or is_.is_float32(kind) or is_.is_float64(kind):
+            return 2 * pc.count_distinct(first).as_py() <= len(first)
+        return True
+
+    return [name for name in table.schema.names if comes_again(name)]
 
 # %% ../../nbs/53i_inference.task.ipynb #d88528e6
 @dataclass
@@ -256,9 +279,9 @@ def predict_partition(
     try:
         part = _Part(path, schema, partition, work.shape)
         with WriteBehind() as behind, read_ahead(_gather(_make_inputs(work, chunk, partition))) as handfuls:
-            inputs = clock.time_waits(item for items in handfuls for item in items)
-            for answered in _gather(_answer(work, run, partition, inputs, clock)):
-                behind.do(part.add, answered)
+            for inputs in clock.time_waits(handfuls):
+                for answered in _gather(_answer(work, run, partition, inputs, clock)):
+                    behind.do(part.add, answered)
             behind.do(part.close)
         size, checksum = path.stat().st_size, sha256_file(path)
     except BaseException as error:
