@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -111,6 +111,23 @@ def leave_if_child() -> None:
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit("a worker must not open a cluster while it starts")
 
+# %% ../nbs/11b_workers.ipynb #bbea56a5
+_PACES = {  # Dask's own, and ours
+    "distributed.worker.profile.interval": ("10ms", "100ms"),
+    "distributed.admin.tick.interval": ("20ms", "200ms"),
+}
+
+
+@contextmanager
+def _set_paces() -> Iterator[None]:
+    "Schedulers and workers that start in this block look seldom"
+    import dask
+    import distributed  # noqa: F401  # brings its configuration in
+
+    chosen = {name: ours for name, (usual, ours) in _PACES.items() if dask.config.get(name) == usual}
+    with dask.config.set(chosen):
+        yield
+
 # %% ../nbs/11b_workers.ipynb #de0008dd
 def scale_workers(
     cluster: "LocalCluster",  # As one of the `start_` functions returned it
@@ -119,8 +136,9 @@ def scale_workers(
     "Start or stop workers; raises `ClusterError` if some don't start, or GPUs don't suffice"
     check_gpus(getattr(cluster, "gpus", None), n_workers)
     try:
-        cluster.scale(n_workers)
-        cluster.sync(cluster._correct_state)
+        with _set_paces():
+            cluster.scale(n_workers)
+            cluster.sync(cluster._correct_state)
         n_found = len(scheduler_of(cluster).workers)
         got = "" if n_found >= n_workers else f"{n_found} that did"
     except Exception as error:
@@ -169,7 +187,7 @@ def start_workers(
 ) -> "LocalCluster":
     "What `make` makes, with its workers; closed again if they don't start"
     try:
-        with _block_interrupts():
+        with _block_interrupts(), _set_paces():
             cluster = make()
     except Exception as error:
         raise ClusterError(

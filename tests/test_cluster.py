@@ -11,6 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import dask
 import psutil
 import pytest
 
@@ -71,6 +72,14 @@ def test_slots_share_the_cores_and_own_no_gpu(cluster):
 
 def test_workers_on_cores_see_no_gpu(cluster):
     assert [facts["cuda"] for facts in cluster.client.run(about_worker).values()] == ["", ""]
+
+
+def test_workers_and_scheduler_look_seldom_and_other_clusters_of_this_process_as_before(cluster):
+    names = ["distributed.worker.profile.interval", "distributed.admin.tick.interval"]
+    told = cluster.client.run(lambda: [dask.config.get(name) for name in names])
+    assert list(told.values()) == [["100ms", "200ms"]] * 2
+    assert cluster._local.scheduler._tick_interval == 0.2
+    assert [dask.config.get(name) for name in names] == ["10ms", "20ms"]
 
 
 def test_the_same_cluster_opens_inside_an_event_loop():
