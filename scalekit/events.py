@@ -26,9 +26,11 @@ class StoreError(ScaleKitError, OSError):
 def explain_os_error(
     error: OSError,  # What the operating system said
     what_fails: str,  # For example `"run 2026… can't be created"`
+    elsewhere: str = "in SCALEKIT_STORE",  # How a user names another folder
 ) -> StoreError:  # To raise `from error`
     "One sentence that says what failed, why, and the way out"
-    reason = _WAY_OUT.get(error.errno or 0, error.strerror or str(error))
+    way_out = _WAY_OUT.get(error.errno or 0)
+    reason = way_out.format(elsewhere=elsewhere) if way_out else error.strerror or str(error)
     where = f" ({error.filename})" if error.filename else ""
     explained = StoreError(f"{what_fails}: {reason}{where}")
     explained.errno = error.errno
@@ -38,6 +40,7 @@ def explain_os_error(
 @contextmanager
 def promise(
     what_fails: str,  # For example `"run 2026… can't be created"`
+    elsewhere: str = "in SCALEKIT_STORE",  # As for `explain_os_error`
 ) -> Iterator[None]:
     "Turn an error of the operating system in this block into one sentence"
     try:
@@ -45,19 +48,19 @@ def promise(
     except StoreError:
         raise
     except OSError as error:
-        raise explain_os_error(error, what_fails) from error
+        raise explain_os_error(error, what_fails, elsewhere) from error
 
 # %% ../nbs/21a_events.ipynb #8f6ef750
-_FULL = "the disk is full. Free some space, or name another folder in SCALEKIT_STORE"
-_CLOSED = "this user may not write there. Change its owner or mode, or name another folder in SCALEKIT_STORE"
-_FILE = "a file is in the way where a folder should be. Move it, or name another folder in SCALEKIT_STORE"
+_FULL = "the disk is full. Free some space, or name another folder {elsewhere}"
+_CLOSED = "this user may not write there. Change its owner or mode, or name another folder {elsewhere}"
+_FILE = "a file is in the way where a folder should be. Move it, or name another folder {elsewhere}"
 _WAY_OUT = {
     errno.ENOSPC: _FULL,
-    errno.EDQUOT: "the disk quota is used up. Free some space, or name another folder in SCALEKIT_STORE",
+    errno.EDQUOT: "the disk quota is used up. Free some space, or name another folder {elsewhere}",
     errno.EFBIG: "a file would outgrow the limit of this process. Raise it: ulimit -f unlimited",
     errno.EACCES: _CLOSED,
     errno.EPERM: _CLOSED,
-    errno.EROFS: "the disk is mounted read-only. Name another folder in SCALEKIT_STORE",
+    errno.EROFS: "the disk is mounted read-only. Name another folder {elsewhere}",
     errno.ENOTDIR: _FILE,
     errno.EEXIST: _FILE,
     errno.ENOENT: "its folder is gone. Was it moved or deleted while the run was going on?",

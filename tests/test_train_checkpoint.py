@@ -257,6 +257,20 @@ def test_an_error_in_the_background_is_raised_at_the_next_save_and_the_one_after
     assert steps_in(tmp_path) == ["1", "3"]
 
 
+def test_the_way_out_of_a_full_disk_is_the_one_by_which_its_folder_was_named(tmp_path, monkeypatch):
+    bundle, folder = tmp_path / "run", tmp_path / "mine"
+    bundle.mkdir()
+    (bundle / "run.json").write_text("{}")
+    for place, way in (
+        (bundle / "checkpoints", "in SCALEKIT_STORE"),
+        (folder, r"by launch\(\.\.\., folder="),
+    ):
+        with Saver(place, asynchronous=False) as saver:
+            break_once(monkeypatch, OSError(28, "No space left on device"))
+            with pytest.raises(StoreError, match=f"the disk is full.*or name another folder {way}"):
+                saver.save(1, {"n": 1})
+
+
 def test_an_error_in_the_background_is_raised_by_close_and_by_a_save_that_waits(tmp_path, monkeypatch):
     saver = Saver(tmp_path)
     break_once(monkeypatch, RuntimeError("a broken driver"))
@@ -464,10 +478,9 @@ def test_a_full_disk_is_one_sentence_and_the_last_step_stays(tmp_path):
                 filler = fill(disk, but=but)
                 weights += 1
                 saver.save(2, {"weights": weights})
-                with pytest.raises(
-                    StoreError, match="step 2 can't be saved: the disk is full. Free some space"
-                ):
+                with pytest.raises(StoreError, match=r"disk is full.*another folder by launch\(") as caught:
                     saver.wait()
+                assert "step 2 can't be saved" in str(caught.value)
                 filler.unlink()
                 assert steps_in(disk) == ["1"]
             saver.save(2, {"weights": weights})

@@ -29,6 +29,7 @@ from .notice import ready_to_leave
 from .progress import Pace, show_line
 from .travel import pack_call, unpack_value
 from .world import Preempted, World, enter_world, is_launched, raise_fence
+from ..shelf import find_way_out
 from ..workers import ClusterError
 
 if TYPE_CHECKING:
@@ -76,8 +77,11 @@ class _Plan:
     def raise_fence(self) -> int:
         "The number of a new attempt"
         self.attempt += 1
-        with promise(f"{self.name}: attempt {self.attempt} can't be noted in {self.folder}"):
-            return raise_fence(self.folder) if self.folder else self.attempt
+        if self.folder is None:
+            return self.attempt
+        fails = f"{self.name}: attempt {self.attempt} can't be noted in {self.folder}"
+        with promise(fails, find_way_out(self.folder)):
+            return raise_fence(self.folder)
 
 
 def _check(n_ranks: Any, replace: Any, on_out_of_memory: Any, numbers: dict[str, Any]) -> None:
@@ -304,7 +308,7 @@ class _Launch:
         plan, before = self.plan, self.plan.last
         plan.last = failure
         where = f"{plan.name}: rank {failure.rank} of {len(orders)}"
-        at = f" after step {failure.step}" if failure.step is not None else ""
+        at = _tell_step(failure)
         if failure.kind == "preempted":
             raise Preempted(failure.text.partition(": ")[2] or failure.text)
         if failure.kind == "scheduler":
@@ -329,6 +333,14 @@ class _Launch:
 
 # %% ../../nbs/51i_ranks.launcher.ipynb #cab02d2c
 _SCHEDULER_GONE = "the cluster's scheduler must go on while ranks work. Open a cluster, and launch again"
+
+
+def _tell_step(failure: Failure) -> str:
+    "A rank that raises knows its step; of another one is known what it said last"
+    if failure.step is None:
+        return ""
+    heard = "" if failure.kind in ("raised", "memory") else ", last heard of"
+    return f"{heard} after step {failure.step}"
 
 
 def _same(one: Failure, other: Failure) -> bool:

@@ -56,12 +56,13 @@ def do_together(
     key: str,  # Of this matter alone: on each rank its words are exchanged in the same order
     fails: str,  # What an error means, for example `"step 3 can't be saved"`
     act: Callable[[], Any],  # Gives what JSON can hold
+    elsewhere: str = "in SCALEKIT_STORE",  # As for `promise`
 ) -> list[Any]:  # What it gave on each rank
     "Do something on all ranks; raises on all of them if it raises on one"
     told: dict[str, Any] = {}
     error: Exception | None = None
     try:
-        with promise(fails):
+        with promise(fails, elsewhere):
             told["value"] = act()
     except Exception as reason:  # whatever it is, the others wait to hear of it
         error, told["error"] = reason, str(reason) or repr(reason)

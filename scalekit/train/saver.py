@@ -22,7 +22,7 @@ from ..artifacts import BadValue, to_metric
 from ..context import vouch
 from ..events import promise
 from ..forms import UnreadableValue
-from ..shelf import Damaged, Goal, Saved, Shelf, choose_kept, rank_saved
+from ..shelf import Damaged, Goal, Saved, Shelf, choose_kept, find_way_out, rank_saved
 from .agreement import ALONE, Ranks, do_together
 from .buffers import Buffers
 from .parts import Parts, own_part, take_parts
@@ -181,12 +181,14 @@ class Saver:
         return choose_kept(saved, keep_last, self._keep_best, self.goal, self._keep_every)
 
     def _together(self, fails: str, act: Callable[[], Any]) -> list[Any]:
-        return do_together(self._world, f"saver/{self.name}", f"checkpoint {self.name!r}: {fails}", act)
+        told = f"checkpoint {self.name!r}: {fails}"
+        return do_together(self._world, f"saver/{self.name}", told, act, self._elsewhere)
 
     # Reading
 
     def _open_shelf(self, folder: Path) -> Shelf:
-        with promise(f"checkpoints can't be kept in {folder}"):
+        self._elsewhere = find_way_out(folder)
+        with promise(f"checkpoints can't be kept in {folder}", self._elsewhere):
             folder.mkdir(parents=True, exist_ok=True)
             shelf = Shelf(folder / self.name, signed=False, tidy=self._world.rank == 0)
         if self._world.rank == 0:
