@@ -13,7 +13,7 @@ _public = {
     "template": "copy_template list_templates",
     "store": "Store",
     "cluster": "Cluster open_cluster",
-    "context": "log record artifact current_run",
+    "context": "log record artifact tag note current_run",
     "checkpoints": "checkpoint",
     "runner": "Run RunFailed run runs",
     "differences": "diff",
@@ -41,7 +41,9 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .context import artifact as artifact
     from .context import current_run as current_run
     from .context import log as log
+    from .context import note as note
     from .context import record as record
+    from .context import tag as tag
     from .core import ScaleKitError as ScaleKitError
     from .differences import diff as diff
     from .inference.driver import Predictions as Predictions

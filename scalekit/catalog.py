@@ -17,7 +17,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .bundle import Bundle
 from .events import StoreError, promise
-from .index import Index, IndexLost, drop_rows, put_rows, select_notebooks, select_rows, select_sizes
+from scalekit.index import (
+    Index,
+    IndexLost,
+    drop_rows,
+    put_heard,
+    put_rows,
+    select_heard,
+    select_notebooks,
+    select_rows,
+    select_sizes,
+)
+from .marks import INDEX, list_marked
 from .summary import summarize
 
 if TYPE_CHECKING:
@@ -64,7 +75,7 @@ class Catalog:
     ) -> None:
         self.folder = Path(folder)
         self._place = f"{self.folder}{os.sep}"
-        self._index = Index(self.folder / ".index" / "runs.sqlite")
+        self._index = Index(self.folder / INDEX / "runs.sqlite")
 
     def run_ids(self) -> list[str]:
         "Names of all runs, in no order"
@@ -113,7 +124,12 @@ class Catalog:
             drop_rows(db, gone)
         new = [name for name in found if name not in known and _RUN_ID.fullmatch(name)]
         unsealed = select_sizes(db, sealed=False).items()
-        self._read(db, new + [run_id for run_id, size in unsealed if self._differs(run_id, size)])
+        longer = {run_id for run_id, size in unsealed if self._differs(run_id, size)}
+        before = select_heard(db)
+        marked, heard = list_marked(self.folder, before)
+        self._read(db, new + sorted(longer | (marked & known.keys() & set(found))))
+        if heard != before:
+            put_heard(db, heard)
 
     def _differs(self, run_id: str, size: int) -> bool:
         bundle = Bundle(self.folder / run_id)

@@ -145,8 +145,10 @@ class Controller:
 
     def _start(self, attempt: Attempt) -> None:
         if attempt.bundle is None:
-            about = {"sweep": self.plan.sweep_id, "trial": attempt.number,
+            about: dict[str, Any] = {"sweep": self.plan.sweep_id, "trial": attempt.number,
                      "attempt": 1 + attempt.n_failed + attempt.n_lost}  # fmt: skip
+            if self.plan.tags:
+                about["tags"] = list(self.plan.tags)
             if attempt.previous is not None:
                 about["resumed"] = attempt.previous.run_id
             attempt.bundle = queue_run(attempt.plan, self.store, self.profile, self.owner, **about)

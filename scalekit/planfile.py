@@ -13,8 +13,8 @@ from typing import Any
 
 from .budget import Budget
 from .core import ScaleKitError, suggest, utc_now, write_atomic
-from .engine import Limits
 from .events import dump_json, load_json, promise
+from .outcome import Limits
 from .runner import plan_runs
 from .signature import read_signature
 from .space import dump_space, load_space
@@ -43,7 +43,7 @@ def _describe_plan(plan: SweepPlan, folder: Path) -> dict[str, Any]:
         "sweep_id": plan.sweep_id, "notebook": plan.base.path.name, "notebook_sha256": plan.base.sha256,
         "path": os.path.relpath(plan.base.path, folder), "goal": goal, "n_trials": plan.n_trials,
         "retries": plan.retries, "limits": asdict(plan.base.limits), "budget": asdict(plan.budget),
-        "gpus_per_trial": plan.gpus_per_trial, "cache": plan.cache,
+        "gpus_per_trial": plan.gpus_per_trial, "cache": plan.cache, "tags": plan.tags,
     }  # fmt: skip
     if plan.search is None:
         return asked | {"trials": [trial.parameters for trial in plan.trials.values()]}
@@ -72,7 +72,8 @@ def load_plan(
             "or start a new sweep of the new one"
         )
     budget, cache = Budget(**asked["budget"]), asked.get("cache", False)
-    return replace(plan, sweep_id=asked["sweep_id"], budget=budget, cache=cache), asked["place"]
+    tags = tuple(asked.get("tags", ()))
+    return replace(plan, sweep_id=asked["sweep_id"], budget=budget, cache=cache, tags=tags), asked["place"]
 
 # %% ../nbs/34l_planfile.ipynb #710283f9
 def _read_asked(folder: Path) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from .bundle import Bundle
 from .config import Settings, load_settings
 from .core import ScaleKitError, human_bytes, human_seconds
 from .devices import n_cores
-from .engine import Limits
 from .events import StoreError, explain_os_error
 from scalekit.execute import (
     RunOrder,
@@ -36,7 +35,9 @@ from scalekit.execute import (
     request_stop,
 )
 from .lease import Lease
+from .marks import check_tags
 from .notebook import clear_notebook, inject_parameters, read_source, save_notebook
+from .outcome import Limits
 from .profile import Profile
 from .signature import from_json, read_signature, secret_texts, to_json, to_source
 from .store import Store
@@ -194,6 +195,28 @@ class Run:
     metrics = property(lambda self: self.row["metrics"])
     error = property(lambda self: self.row.get("error"))
     seconds = property(lambda self: self.row.get("seconds"))
+    tags = property(lambda self: self.row.get("tags", []))
+    notes = property(lambda self: self.row.get("notes"))
+
+    def tag(
+        self,
+        *names: str,  # For example `"accepted"`
+        remove: bool = False,  # Take the tags away
+    ) -> None:
+        "Tag the run, however long ago it was"
+        self.bundle.tag(*names, remove=remove)
+        self._look_again()
+
+    def note(
+        self,
+        text: str,  # For whoever reads of the run
+    ) -> None:
+        "Add a note to the run, however long ago it was"
+        self.bundle.note(text)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self.row.update(self.bundle.summary())
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value!r}" for name, value in {**self.parameters, **self.metrics}.items())
@@ -201,7 +224,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         told = {"run": self.run_id, "state": self.state, "took": human_seconds(self.seconds or 0),
-                "error": self.error,
+                "error": self.error, "tags": ", ".join(self.tags) or None, "notes": self.notes,
                 **self.parameters, **self.metrics, "notebook": self.notebook}  # fmt: skip
         cells = "".join(f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
                         for name, value in told.items() if value is not None)  # fmt: skip
@@ -233,12 +256,13 @@ def run(
     resume: str | None = None,  # Id of a run to go on with; what is not said here is as there
     cache: bool = False,  # Take results of cells from other runs of the store, and leave them for others
     keep_kernel: bool = False,  # After a failure keep the kernel: `scalekit debug RUN` looks into it
+    tags: Iterable[str] = (),  # To find the run by later; with `resume` the default is as there
     check: bool = True,  # Raise `RunFailed` unless the run succeeds
     on_event: Callable[..., None] = lambda event, **fields: None,  # Told about each cell of a run here
     **more: Any,  # Parameters
 ) -> Run:
     "Run a notebook; raises `ParameterError` before anything starts, `RunFailed` after a failure"
-    settings = load_settings()
+    settings, own_tags = load_settings(), check_tags(tags)
     place = settings.get_profile(profile or "auto")
     bundles = Store(store or settings.store, settings.folder)
     earlier = find_earlier(bundles, resume, notebook) if resume else None
@@ -248,9 +272,11 @@ def run(
         Limits(cell_timeout, run_timeout, skip_tags=tuple(skip_tags)),
     )
     do = _run_here if profile is None else partial(_run_there, profile)
+    own_tags = own_tags or (earlier.asked.get("tags", []) if earlier else [])
     with bundles.lease() as owner:
         for attempt in range(1 + retries):
-            about = {"resumed": earlier.run_id} if earlier else {}
+            about: dict[str, Any] = {"resumed": earlier.run_id} if earlier else {}
+            about |= {"tags": own_tags} if own_tags else {}
             bundle = queue_run(plan, bundles, place, owner, attempt=attempt + 1, **about)
             make = partial(
                 make_order, plan, bundle, settings, earlier=earlier, cache=cache, keep_kernel=keep_kernel

@@ -8,7 +8,7 @@ __all__ = ['run_sweep', 'sweep', 'resume_sweep']
 # %% ../nbs/34n_sweeps.ipynb #c7e25a03
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,10 +21,11 @@ from .config import Settings, load_settings
 from .controller import Controller
 from .core import ScaleKitError
 from .devices import require_gpus
-from .engine import Limits
 from .events import StoreError, promise
 from .execute import catch_signals, end_lost_runs
 from .kernels.client import NoWarmKernel, hold_server
+from .marks import check_tags
+from .outcome import Limits
 from .place import BadShare, Placement, SchedulerLost, share_gpus, silence_dask
 from .planfile import find_sweep, load_plan, write_plan
 from .profile import Profile
@@ -230,6 +231,7 @@ def sweep(
     retries: int = 0,  # How often a failed trial starts again
     fresh: bool = False,  # Do every trial of a grid, also those that have succeeded before
     cache: bool = False,  # Cells that don't depend on what is swept run once
+    tags: Iterable[str] = (),  # Of each run that is made; one that was done before keeps its own
     on_progress: Callable[[SweepProgress], None] | None = None,  # Default: a live table
     **more: Any,  # Values or spaces by parameter
 ) -> Sweep:
@@ -240,7 +242,7 @@ def sweep(
         n_trials=n_trials, sampler=sampler, pruner=pruner, seed=search_seed,
         budget=Budget(max_hours, max_gpu_hours, max_cost), gpus_per_trial=gpus_per_trial,
     )  # fmt: skip
-    plan, settings = replace(plan, cache=cache), load_settings()
+    plan, settings = replace(plan, cache=cache, tags=tuple(check_tags(tags))), load_settings()
     with show_progress(on_progress) as tell:
         return run_sweep(plan, profile, n_workers, Store(store or settings.store, settings.folder), tell)
 

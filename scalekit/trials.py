@@ -19,7 +19,7 @@ from .bounds import check_space
 from .budget import Budget
 from .bundle import Bundle
 from .core import ScaleKitError
-from .engine import Limits
+from .outcome import Limits
 from .ranking import Goal, find_best_rows
 from .runner import Run, RunPlan, plan_runs
 from .search import BadSearch, Search
@@ -84,6 +84,7 @@ class SweepPlan:
     budget: Budget = field(default_factory=Budget)
     gpus_per_trial: float | None = None
     cache: bool = False  # Cells that don't depend on what is swept run once
+    tags: tuple[str, ...] = ()  # Of each run that is made; one that was done before keeps its own
 
     @property
     def n_trials(self) -> int | None:

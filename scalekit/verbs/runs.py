@@ -63,7 +63,7 @@ def do_run(args: argparse.Namespace) -> int:
         result = run(
             args.notebook, values, profile=args.profile, store=args.store, cell_timeout=args.cell_timeout,
             run_timeout=args.timeout, skip_tags=tuple(args.skip_tag), retries=args.retries, check=False,
-            resume=args.resume, cache=args.cache, keep_kernel=args.keep_kernel, on_event=tell,
+            resume=args.resume, cache=args.cache, keep_kernel=args.keep_kernel, tags=args.tag, on_event=tell,
         )  # fmt: skip
     print_json(result.row) if args.json else print_run(result.row)
     if (args.resume or args.cache) and not args.json:
@@ -90,10 +90,11 @@ def do_runs(args: argparse.Namespace) -> int:
     if args.json:
         print_json(rows)
     elif rows:
-        rows = [{**row, "reason": _shorten(row)} for row in rows]
+        rows = [{**row, "reason": _shorten(row), "tags": ", ".join(row["tags"]) or None} for row in rows]
         reason = ["reason"] if any(row["reason"] for row in rows) else []
-        columns = ["run_id", "state", "notebook", "parameters", "metrics", "seconds", "cost", *reason]
-        print_table(rows, columns, least=("cost", "notebook", "seconds", "metrics", "parameters"))
+        tags = ["tags"] if any(row["tags"] for row in rows) else []
+        columns = ["run_id", "state", "notebook", "parameters", "metrics", "seconds", "cost", *tags, *reason]
+        print_table(rows, columns, least=("cost", "notebook", "seconds", "metrics", "parameters", *tags))
     else:
         print(f"no runs in {near(store.folder)}. Start one: scalekit run NOTEBOOK")
     return 0
@@ -117,6 +118,9 @@ def do_show_run(args: argparse.Namespace) -> int:
     for name in ("notebook", "parameters", "profile", "sweep", "created", "started", "ended", "cost"):
         if row.get(name) not in (None, {}):
             print(f"{name + ':':<18} {show(row[name])}")
+    for name, told in (("tags", ", ".join(row["tags"])), ("notes", row["notes"])):
+        if told:
+            print(f"{name + ':':<18} {told.replace(os.linesep, os.linesep + ' ' * 19)}")
     if bundle.asked.get("resumed"):
         print(f"{'goes on with:':<18} {bundle.asked['resumed']}")
     events = bundle.events()
@@ -199,6 +203,7 @@ def add_start(
         action="store_true",
         help="take results of cells from other runs, and leave them for others",
     )
+    verb.add_argument("--tag", action="append", default=[], metavar="NAME", help="to find the runs by later")
     verb.add_argument("--profile", help="where: cpu, gpu, an address, or a name from scalekit.toml")
     verb.add_argument(
         "--cell-timeout", type=seconds, metavar="TIME", help="longest time for one cell, as 90s, 10m, 2h"

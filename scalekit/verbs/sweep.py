@@ -38,7 +38,8 @@ def do_sweep(args: argparse.Namespace) -> int:
 def _start_sweep(args: argparse.Namespace) -> Any:
     from scalekit.bounds import parse_space
     from scalekit.budget import Budget
-    from scalekit.engine import Limits
+    from scalekit.marks import check_tags
+    from scalekit.outcome import Limits
     from scalekit.runner import open_store
     from scalekit.signature import read_signature
     from scalekit.sweepfile import read_sweepfile
@@ -60,7 +61,7 @@ def _start_sweep(args: argparse.Namespace) -> Any:
         pruner=args.prune or asked.get("pruner"), seed=args.seed,
         budget=Budget(args.max_hours, args.max_gpu_hours, args.max_cost), gpus_per_trial=args.gpus_per_trial,
     )  # fmt: skip
-    plan = replace(plan, cache=args.cache)
+    plan = replace(plan, cache=args.cache, tags=tuple(check_tags(args.tag)))
     with show_progress() as tell:
         return run_sweep(plan, args.profile, args.workers, open_store(args.store), tell)
 
@@ -69,9 +70,9 @@ def _resume_sweep(args: argparse.Namespace) -> Any:
     from scalekit.budget import Budget
     from scalekit.sweeps import resume_sweep
 
-    if args.notebook or args.grid or args.search or args.space or args.goal or args.trials:
+    if args.notebook or args.grid or args.search or args.space or args.goal or args.trials or args.tag:
         raise ScaleKitError(
-            "--resume goes on with what was asked before; leave out the notebook, its values and the goal. "
+            "--resume goes on with what was asked before; leave out the notebook, its values, tags and goal. "
             f"For more trials: scalekit sweep --resume {args.resume} --more 32"
         )
     return resume_sweep(
