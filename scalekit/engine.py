@@ -9,7 +9,7 @@ __all__ = ['Ask', 'Kernel', 'Journal', 'Execution']
 import ast
 import signal
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Protocol
@@ -180,6 +180,7 @@ class Execution:
     )  # Source to run instead of the shown one, by cell index
     crash_report: Callable[[], str] = lambda: ""  # Python's last words, if it crashed
     journal: Journal | None = None  # Knows results of cells that need not run
+    prepare: Sequence[str] = ()  # Expressions to evaluate in the kernel before the first cell
 
     def run(self) -> Outcome:
         "Run the cells in order until one fails or the run is stopped"
@@ -194,6 +195,7 @@ class Execution:
         self._positions = {index: position for position, (index, _) in enumerate(chosen)}
         self.n_run, self._exit, state, failure = 0, False, "succeeded", None
         try:
+            self._prepare()
             self._begin_journal(chosen)
         except _Stopped:
             state, failure = self._judge(*chosen[0], None) if chosen else ("failed", None)
@@ -214,6 +216,13 @@ class Execution:
         self.live.note(cell=index, mark=mark)
         if tell:
             self.on_event("cell", index=index, **mark)
+
+    def _prepare(self) -> None:
+        for expression in self.prepare:
+            try:
+                self._talk.evaluate(expression)
+            except (RuntimeError, LookupError) as error:  # for example a kernel of another language
+                self.on_event("note", text=f"the kernel is not prepared by {expression}: {error}")
 
     def _begin_journal(self, chosen: list[tuple[int, dict]]) -> None:
         if self.journal is not None:

@@ -48,7 +48,8 @@ class RunOrder:
     preload: tuple[str, ...] = ()  # Modules of the warm kernel server
     linger: float = 20.0  # How long that server stays after its last use [s]
     limits: Limits = field(default_factory=Limits)
-    environment: dict[str, str] = field(default_factory=dict)  # Added to the worker's own
+    environment: dict[str, str | None] = field(default_factory=dict)  # Over the worker's own; None takes away
+    prepare: tuple[str, ...] = ()  # Expressions that the kernel evaluates before the first cell
     parameters_source: str | None = field(
         default=None, repr=False
     )  # With secrets in the clear, if any
@@ -186,7 +187,8 @@ def _run_cells(
             live.trouble = error
         on_event(event, **fields)
 
-    environment = {**os.environ, **order.environment, "SCALEKIT_BUNDLE": str(bundle.path)}
+    said = {**os.environ, **order.environment, "SCALEKIT_BUNDLE": str(bundle.path)}
+    environment = {name: value for name, value in said.items() if value is not None}
     wanted = KernelOrder(
         order.kernel, order.folder, environment, order.threads, order.preload, order.linger,
         keep=order.keep_kernel,
@@ -200,6 +202,7 @@ def _run_cells(
                 outcome = Execution(
                     live.notebook, kernel, live, order.limits, on_event=tell, crash_report=crash_report,
                     find_stop=find_stop, real_sources=_real_sources(live.notebook, order), journal=journal,
+                    prepare=order.prepare,
                 ).run()  # fmt: skip
                 if order.keep_kernel and outcome.state == "failed":
                     _keep(kernel, bundle, tell)
