@@ -147,6 +147,7 @@ class Controller:
         if attempt.bundle is None:
             about: dict[str, Any] = {"sweep": self.plan.sweep_id, "trial": attempt.number,
                      "attempt": 1 + attempt.n_failed + attempt.n_lost}  # fmt: skip
+            about |= self.plan.track
             if self.plan.tags:
                 about["tags"] = list(self.plan.tags)
             if attempt.previous is not None:

@@ -44,6 +44,7 @@ def _describe_plan(plan: SweepPlan, folder: Path) -> dict[str, Any]:
         "path": os.path.relpath(plan.base.path, folder), "goal": goal, "n_trials": plan.n_trials,
         "retries": plan.retries, "limits": asdict(plan.base.limits), "budget": asdict(plan.budget),
         "gpus_per_trial": plan.gpus_per_trial, "cache": plan.cache, "tags": plan.tags,
+        "track": plan.track,
     }  # fmt: skip
     if plan.search is None:
         return asked | {"trials": [trial.parameters for trial in plan.trials.values()]}
@@ -73,7 +74,8 @@ def load_plan(
         )
     budget, cache = Budget(**asked["budget"]), asked.get("cache", False)
     tags = tuple(asked.get("tags", ()))
-    return replace(plan, sweep_id=asked["sweep_id"], budget=budget, cache=cache, tags=tags), asked["place"]
+    plan = replace(plan, sweep_id=asked["sweep_id"], budget=budget, cache=cache, tags=tags)
+    return replace(plan, track=asked.get("track", {})), asked["place"]
 
 # %% ../nbs/34l_planfile.ipynb #710283f9
 def _read_asked(folder: Path) -> dict[str, Any]:

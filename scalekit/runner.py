@@ -38,12 +38,13 @@ from .lease import Lease
 from .marks import check_tags
 from .notebook import clear_notebook, inject_parameters, read_source, save_notebook
 from .outcome import Limits
-from .profile import Profile
+from .profile import Profile, Track
 from .signature import from_json, read_signature, secret_texts, to_json, to_source
 from .store import Store
 from .summary import ENDED, fingerprint
 from .tidy import CACHE, keep_to_limit
 from .values import MASK
+from .wandbhook import JOIN, wandb_environment
 
 if TYPE_CHECKING:
     import pandas
@@ -133,6 +134,7 @@ def make_order(
 ) -> RunOrder:
     "What the one who carries the run out must know"
     secrets = tuple(secret_texts(plan.values))
+    joins = "wandb" in bundle.asked.get("track", ())  # whatever the notebook says to wandb
     return RunOrder(
         path=str(bundle.path), folder=str(plan.path.parent), kernel=_kernel_name(plan.notebook),
         threads=threads,
@@ -140,6 +142,7 @@ def make_order(
         journal=settings.journal, earlier=str(earlier.path) if earlier else None,
         cache=str(bundle.path.parent / CACHE) if cache else None, keep_kernel=keep_kernel,
         patience=settings.preemption.grace,
+        environment=wandb_environment(bundle) if joins else {}, prepare=(JOIN,) if joins else (),
         parameters_source=_write_source(plan.values, reveal=True) if secrets else None,
     )  # fmt: skip
 
@@ -257,6 +260,7 @@ def run(
     cache: bool = False,  # Take results of cells from other runs of the store, and leave them for others
     keep_kernel: bool = False,  # After a failure keep the kernel: `scalekit debug RUN` looks into it
     tags: Iterable[str] = (),  # To find the run by later; with `resume` the default is as there
+    track: Track | None = None,  # Who shows it after a sync: "wandb", "mlflow"; default as scalekit.toml says
     check: bool = True,  # Raise `RunFailed` unless the run succeeds
     on_event: Callable[..., None] = lambda event, **fields: None,  # Told about each cell of a run here
     **more: Any,  # Parameters
@@ -277,6 +281,7 @@ def run(
         for attempt in range(1 + retries):
             about: dict[str, Any] = {"resumed": earlier.run_id} if earlier else {}
             about |= {"tags": own_tags} if own_tags else {}
+            about |= _find_track(settings, place, track, earlier)
             bundle = queue_run(plan, bundles, place, owner, attempt=attempt + 1, **about)
             make = partial(
                 make_order, plan, bundle, settings, earlier=earlier, cache=cache, keep_kernel=keep_kernel
@@ -317,6 +322,15 @@ def find_earlier(
     return bundle
 
 # %% ../nbs/33b_runner.ipynb #08dd2423
+def _find_track(
+    settings: Settings, place: Profile, track: Track | None, earlier: Bundle | None
+) -> dict[str, Any]:
+    "Who shows a run; one that goes on is shown where it was"
+    if track is None and earlier is not None and (names := earlier.asked.get("track")):
+        return {"track": names, **{name: earlier.asked[name] for name in names}}
+    return settings.find_track(track, place)
+
+
 def _read_parameters(earlier: Bundle) -> dict[str, Any]:
     values = from_json(earlier.asked["parameters"])
     return {name: value for name, value in values.items() if value != MASK}  # a secret has to be said again

@@ -28,7 +28,7 @@ from .marks import check_tags
 from .outcome import Limits
 from .place import BadShare, Placement, SchedulerLost, share_gpus, silence_dask
 from .planfile import find_sweep, load_plan, write_plan
-from .profile import Profile
+from .profile import Profile, Track
 from .progress import SweepProgress, show_progress
 from .space import Bell, Choice, FromSignature, Range
 from .store import Store
@@ -231,6 +231,7 @@ def sweep(
     retries: int = 0,  # How often a failed trial starts again
     fresh: bool = False,  # Do every trial of a grid, also those that have succeeded before
     cache: bool = False,  # Cells that don't depend on what is swept run once
+    track: Track | None = None,  # Who shows them after a sync: "wandb", "mlflow"; as scalekit.toml says
     tags: Iterable[str] = (),  # Of each run that is made; one that was done before keeps its own
     on_progress: Callable[[SweepProgress], None] | None = None,  # Default: a live table
     **more: Any,  # Values or spaces by parameter
@@ -243,6 +244,7 @@ def sweep(
         budget=Budget(max_hours, max_gpu_hours, max_cost), gpus_per_trial=gpus_per_trial,
     )  # fmt: skip
     plan, settings = replace(plan, cache=cache, tags=tuple(check_tags(tags))), load_settings()
+    plan = replace(plan, track=settings.find_track(track, settings.get_profile(profile)))
     with show_progress(on_progress) as tell:
         return run_sweep(plan, profile, n_workers, Store(store or settings.store, settings.folder), tell)
 

@@ -84,6 +84,7 @@ class SweepPlan:
     budget: Budget = field(default_factory=Budget)
     gpus_per_trial: float | None = None
     cache: bool = False  # Cells that don't depend on what is swept run once
+    track: dict[str, Any] = field(default_factory=dict)  # Who shows the runs, and where; as run.json has it
     tags: tuple[str, ...] = ()  # Of each run that is made; one that was done before keeps its own
 
     @property

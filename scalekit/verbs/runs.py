@@ -64,6 +64,7 @@ def do_run(args: argparse.Namespace) -> int:
             args.notebook, values, profile=args.profile, store=args.store, cell_timeout=args.cell_timeout,
             run_timeout=args.timeout, skip_tags=tuple(args.skip_tag), retries=args.retries, check=False,
             resume=args.resume, cache=args.cache, keep_kernel=args.keep_kernel, tags=args.tag, on_event=tell,
+            track=args.track,
         )  # fmt: skip
     print_json(result.row) if args.json else print_run(result.row)
     if (args.resume or args.cache) and not args.json:
@@ -204,6 +205,7 @@ def add_start(
         help="take results of cells from other runs, and leave them for others",
     )
     verb.add_argument("--tag", action="append", default=[], metavar="NAME", help="to find the runs by later")
+    verb.add_argument("--track", metavar="NAME", help="who shows it after a sync: wandb, mlflow or none")
     verb.add_argument("--profile", help="where: cpu, gpu, an address, or a name from scalekit.toml")
     verb.add_argument(
         "--cell-timeout", type=seconds, metavar="TIME", help="longest time for one cell, as 90s, 10m, 2h"

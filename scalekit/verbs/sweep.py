@@ -38,6 +38,7 @@ def do_sweep(args: argparse.Namespace) -> int:
 def _start_sweep(args: argparse.Namespace) -> Any:
     from scalekit.bounds import parse_space
     from scalekit.budget import Budget
+    from scalekit.config import load_settings
     from scalekit.marks import check_tags
     from scalekit.outcome import Limits
     from scalekit.runner import open_store
@@ -61,7 +62,9 @@ def _start_sweep(args: argparse.Namespace) -> Any:
         pruner=args.prune or asked.get("pruner"), seed=args.seed,
         budget=Budget(args.max_hours, args.max_gpu_hours, args.max_cost), gpus_per_trial=args.gpus_per_trial,
     )  # fmt: skip
-    plan = replace(plan, cache=args.cache, tags=tuple(check_tags(args.tag)))
+    settings = load_settings()
+    track = settings.find_track(args.track, settings.get_profile(args.profile))
+    plan = replace(plan, cache=args.cache, tags=tuple(check_tags(args.tag)), track=track)
     with show_progress() as tell:
         return run_sweep(plan, args.profile, args.workers, open_store(args.store), tell)
 
