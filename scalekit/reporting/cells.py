@@ -118,7 +118,7 @@ def draw_cells(
 
 # %% ../../nbs/26e_reporting.cells.ipynb #14c6f477
 def _group(cells: Sequence[ShownCell]) -> Iterator[tuple[bool, list[ShownCell]]]:
-    after = [*cells[1:], None]
+    after = [*cells, None][1:]
     is_shown = [
         not cell.tags & {"card"} and (cell.is_key or (cell.kind == "markdown" and bool(next_ and next_.is_key)))
         for cell, next_ in zip(cells, after, strict=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle import Bundle
+from ..core import ScaleKitError
 from ..curves import Points
 from ..events import StoreError
 from ..ranking import Goal, find_goal, order_rows, read_score
@@ -22,8 +23,10 @@ from .card import SLICES, Statement, fill_card
 from .cells import ShownCell, list_cells
 from .charts import read_points
 from ..rows import as_number
+from ..signature import read_signature
 from ..store import Store
 from ..summary import logged_curves
+from ..typed.expressions import UNKNOWN
 from ..typed.source import BadNotebook, load_notebook
 
 # %% ../../nbs/26j_reporting.story.ipynb #4cb47c38
@@ -189,6 +192,16 @@ class Story:
             return load_notebook(self.bundle.notebook).content, None
         except BadNotebook as error:
             return {"cells": []}, str(error)
+
+    @cached_property
+    def defaults(self) -> dict[str, Any]:
+        "What the notebook takes for parameters that are not given; nothing where that can't be known"
+        try:
+            parameters = read_signature(self._notebook[0]).parameters
+        except ScaleKitError:  # parameters in a form of long ago; the given ones are still told
+            return {}
+        return {name: one.default for name, one in parameters.items()
+                if not one.required and not one.secret and one.default is not UNKNOWN}  # fmt: skip
 
     @property
     def failed_cell(self) -> ShownCell | None:
