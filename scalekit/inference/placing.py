@@ -17,7 +17,7 @@ from ..core import ScaleKitError
 from .chunks import Partition
 from .ledger import Ledger, Receipt
 from .source import Source
-from .task import Work, hold_work, pack_work, predict_on_worker, predict_partition
+from .task import Work, hold_work, pack_work, predict_on_worker, predict_partition, warm_up
 from ..slots import Slot
 from ..workers import ClusterError
 
@@ -56,6 +56,7 @@ class ClusterPlacing:
         self._done: queue.SimpleQueue = queue.SimpleQueue()
         self._slots: dict[str, Slot] = {}
         self._shares: Counter[str] = Counter()  # Slots of each worker
+        self._kind, self._warmed = work.model.kind, dict[str, Any]()
         self._n_slots, self._looked, self._seen = 0, 0.0, monotonic()
 
     @property
@@ -65,6 +66,7 @@ class ClusterPlacing:
             slots = self.cluster.slots
             self._slots, self._n_slots = {slot.worker: slot for slot in slots}, len(slots)
             self._shares = Counter(slot.worker for slot in slots)
+            self._warm_up()
             self._looked = monotonic()
             self._seen = self._looked if slots else self._seen
             if self._looked - self._seen > self.patience:
@@ -87,7 +89,7 @@ class ClusterPlacing:
                 waiting += lost
                 yield finished
         finally:
-            self.client.cancel(list(self._running), force=True)
+            self.client.cancel([*self._running, *self._warmed.values()], force=True)
             self._held = None
 
     def _submit(self, partition: Partition) -> None:
@@ -109,6 +111,12 @@ class ClusterPlacing:
             )
         self._running[future] = partition, worker
         future.add_done_callback(self._done.put)
+
+    def _warm_up(self) -> None:
+        "Workers that were not here before import what they need, all at the same time"
+        for worker in self._shares.keys() - self._warmed.keys():
+            wish = {"workers": [worker], "allow_other_workers": True}
+            self._warmed[worker] = self.client.submit(warm_up, self._kind, pure=False, **wish)
 
     def _choose_worker(self) -> str | None:
         "The one with the fewest partitions for each of its slots"
