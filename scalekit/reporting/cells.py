@@ -41,7 +41,12 @@ class ShownCell:
         "Whether a reader wants to see it"
         if self.kind != "code":
             return bool(self.tags & _KEY_TAGS)
-        return self.has_failed or bool(self.tags & (_KEY_TAGS | _PARAMETERS)) or any(map(_is_rich, self.outputs))
+        return self.is_code_key or any(map(_is_rich, self.outputs))
+
+    @property
+    def is_code_key(self) -> bool:
+        "Whether its code is what the reader wants, and not only what came of it"
+        return self.has_failed or bool(self.tags & (_KEY_TAGS | _PARAMETERS))
 
     @property
     def title(self) -> str:
@@ -109,12 +114,13 @@ def draw_cells(
     budget: Budget,  # For what is shown
     folded: Budget | None = None,  # For what is folded
 ) -> list[Markup]:
-    "Key cells, and between them the others, folded"
+    "Key cells, and between them the others, folded; of a figure the code is folded"
     aside = folded or Budget(left=400_000, per_output=20_000)
     return [
-        join(*(_draw_cell(cell, budget) for cell in group)) if is_shown else _fold(group, aside)
+        join(*(_draw_cell(cell, budget, hides_code=not cell.is_code_key) for cell in group)) if is_shown
+        else _fold(group, aside)
         for is_shown, group in _group(cells)
-    ]
+    ]  # fmt: skip
 
 # %% ../../nbs/26e_reporting.cells.ipynb #14c6f477
 def _group(cells: Sequence[ShownCell]) -> Iterator[tuple[bool, list[ShownCell]]]:
@@ -135,7 +141,7 @@ def _fold(cells: Sequence[ShownCell], budget: Budget) -> Markup:
     return tag("details", tag("summary", what, tag("span", f" {first}", class_="soft")), inside, class_="folded")
 
 
-def _draw_cell(cell: ShownCell, budget: Budget) -> Markup:
+def _draw_cell(cell: ShownCell, budget: Budget, hides_code: bool = False) -> Markup:
     if cell.kind == "markdown":
         shown = clean_markdown(cell.source, cell.attachments)
         if not budget.spend(shown):
@@ -144,12 +150,13 @@ def _draw_cell(cell: ShownCell, budget: Budget) -> Markup:
     code = tag("pre", draw_code(cell.source), class_="source")
     if not budget.spend(code):
         code = tag("p", "Code is left out here.", class_="soft")
+    elif hides_code:
+        code = tag("details", tag("summary", "code"), code, class_="hidden")
     shown = [one for output in cell.outputs[:_MOST_OUTPUTS] if (one := draw_output(output, budget))]
     if (more := len(cell.outputs) - _MOST_OUTPUTS) > 0:
         shown.append(tag("p", f"{more:,} outputs more are left out here.", class_="soft"))
-    head = tag("p", _tell(cell), class_="soft head")
-    kind = "cell failed" if cell.has_failed else "cell"
-    return tag("div", head, code, tag("div", shown, class_="outputs") if shown else None, class_=kind, id=f"c{cell.number}")
+    inside = [tag("p", _tell(cell), class_="soft head"), code, tag("div", shown, class_="outputs") if shown else None]
+    return tag("div", inside, class_="cell failed" if cell.has_failed else "cell", id=f"c{cell.number}")
 
 
 _MOST_OUTPUTS = 30  # Of one cell
@@ -160,6 +167,6 @@ def _tell(cell: ShownCell) -> str:
     parts = [f"cell {cell.number}"]
     if status not in (None, "completed"):
         parts.append(str(status))
-    if isinstance(seconds, int | float):
+    if isinstance(seconds, int | float) and seconds >= 0.05:
         parts.append(human_seconds(seconds))
     return " · ".join(parts)

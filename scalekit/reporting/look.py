@@ -28,12 +28,15 @@ pre.err { padding: .5rem .8rem; border-radius: 8px; border-left: 3px solid var(-
 .rich table { width: auto; }
 .rich :is(h1, h2, h3, h4, h5, h6) { margin: .8rem 0 .2rem; font-size: 1.05rem; font-weight: 650; letter-spacing: 0; }
 .rich th { position: static; } .rich :is(th, td) { padding: .25rem .6rem; }
-.folded { margin: .6rem 0; } summary { cursor: pointer; }
+.folded { margin: .6rem 0; } .hidden { font-size: .87em; } summary { cursor: pointer; }
 details > summary { color: var(--soft); }
 """
 
 # %% ../../nbs/26h_reporting.look.ipynb #3fbd7963
 _PARTS = """
+.figures { background: none; } .figures div { box-shadow: 0 0 0 1px var(--line); } .about dt { white-space: nowrap; }
+.figures dd:not(.soft) { font-size: 1.4rem; overflow-wrap: normal; } .figures dd.bad { color: var(--bad); }
+.figures dd.good { color: var(--good); }
 h3 { margin: 1.4rem 0 .2rem; font-size: 1rem; font-weight: 650; }
 .summary { margin: .6rem 0 0; font-size: 1.05rem; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin-top: .9rem; font-size: .92em; }
@@ -41,12 +44,12 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin-top: .9rem; font
 .note { margin: .4rem 0; padding-left: .9rem; border-left: 3px solid var(--wait); white-space: pre-wrap; }
 .spent { display: grid; grid-template-columns: minmax(8rem, 2fr) minmax(6rem, 3fr) minmax(6rem, 2fr); gap: .15rem 1rem;
   margin-top: .8rem; font-size: .92em; align-items: center; }
-.spent > .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.spent > .name { text-decoration: none; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .spent .bar { position: relative; display: flex; align-items: center; gap: .5em; white-space: nowrap; }
 .spent .bar i { display: block; height: .8em; min-width: 1px; border-radius: 2px; background: var(--mark); flex: none; }
 .spent .time i { background: var(--best); } .spent .failed i { background: var(--bad); }
-.stated dt { margin-top: .8rem; font-weight: 650; color: var(--ink); }
-.stated dd > :first-child { margin-top: 0; } .stated .missing { color: var(--bad); }
+.stated > dt { margin-top: .8rem; font-weight: 650; color: var(--ink); }
+.stated > dd > :first-child { margin-top: 0; } .stated .missing { color: var(--bad); }
 .two { display: grid; gap: 0 2.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 .two > section { min-width: 0; } td.same, tr.same td { color: var(--soft); }
 td.better { color: var(--good); } td.worse { color: var(--bad); }
@@ -80,11 +83,12 @@ span.key.l3::before { border-color: var(--wait); } span.key.l4::before { border-
 _PLACES = """
 @media screen and (max-width: 40rem) { body { padding: 1.25rem 1rem 2rem; } h1 { font-size: 1.4rem; }
   h2 { margin-top: 2.2rem; } .spent { grid-template-columns: 1fr 1fr; } .spent > .name { grid-column: 1 / -1; margin-top: .5rem; }
-  .figures { grid-template-columns: 1fr 1fr; } .figures dd { font-size: 1.25rem; } .zoom svg text { font-size: 15px; }
+  .figures { grid-template-columns: 1fr 1fr; } .figures dd:not(.soft) { font-size: 1.2rem; } .zoom svg text { font-size: 15px; }
   .about { flex-direction: column; } th, td { padding: .35rem .5rem; } }
-@media print { .tools, nav, output { display: none !important; } .outputs { max-height: none; overflow: visible; }
+@media print { .tools, .tip, nav, output { display: none !important; } .outputs { max-height: none; overflow: visible; }
   .cell, .zoom, pre { break-inside: avoid; } .cell:has(pre) { break-inside: auto; } details { display: none; }
-  .spent i { print-color-adjust: exact; } img { max-height: 18cm; } h2 { margin-top: 1.5rem; } }
+  .spent i { print-color-adjust: exact; } img { max-height: 18cm; } h2 { margin-top: 1.5rem; }
+  th, td { padding: .2rem .5rem; font-size: 10px; } }
 """
 
 # %% ../../nbs/26h_reporting.look.ipynb #40fbc697

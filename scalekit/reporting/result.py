@@ -26,13 +26,17 @@ def draw_table(
 ) -> Markup:
     "A table; numbers stand to the right"
     lines = [tag("tr", [_draw_cell(cell) for cell in row]) for row in rows]
-    is_number = [bool(rows) and all(as_number(row[at]) is not None or row[at] in (None, "") for row in rows)
-                 for at in range(len(heads))]  # fmt: skip
+    is_number = [bool(rows) and all(_is_number(row[at]) for row in rows) for at in range(len(heads))]
     head = [tag("th", text, scope="col", class_="n" if n else None) for text, n in zip(heads, is_number, strict=True)]
     table = tag("table", tag("thead", tag("tr", head)), tag("tbody", lines))
     return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=label)
 
 # %% ../../nbs/26k_reporting.result.ipynb #b3d7e2ec
+def _is_number(cell: Any) -> bool:
+    "Whether it stands to the right, or is empty"
+    return cell in (None, "") or as_number(cell) is not None or str(cell).startswith('<td class="n')
+
+
 def _draw_cell(cell: Any) -> Markup:
     if isinstance(cell, Markup):
         return cell if cell.startswith("<td") else tag("td", cell)
@@ -75,7 +79,7 @@ def draw_metrics(
     own = story.row.get("metrics") or {}
     rivals = [(name, row) for name, row in (("best so far", story.best), ("before", story.parent)) if row]
     if len(rivals) == 2 and rivals[0][1]["run_id"] == rivals[1][1]["run_id"]:
-        rivals = [("best so far, and before", rivals[0][1])]
+        rivals = rivals[:1]
     first = [story.goal[1]] if story.goal and story.goal[1] in own else []
     names = [*first, *(name for name in own if name not in first)][:MOST_METRICS]
     heads = ["metric", "this run"]
@@ -120,7 +124,8 @@ def draw_standing(
     best, own = story.ranked[0]["run_id"], story.row["run_id"]
     step = max(1, len(scores) // _MOST_DOTS)
     shown = [one for at, one in enumerate(scores) if at % step == 0 or one[1]["run_id"] in (best, own)]
-    panel = Panel(fit_numbers([1.0, float(len(rows))]), fit_numbers([score for *_, score in scores]), 520, 200)
+    ticks = range(1, len(rows) + 1) if len(rows) <= _FEW else ()
+    panel = Panel(fit_numbers([1.0, float(len(rows))], ticks), fit_numbers([score for *_, score in scores]), 520, 200)
     marks = []
     for number, row, score in sorted(shown, key=lambda one: one[1]["run_id"] == own):
         kinds = [kind for kind, run in (("best", best), ("own", own)) if row["run_id"] == run]
@@ -128,12 +133,13 @@ def draw_standing(
         dot = tag("circle", cx=point(panel.across(panel.x.place(number))),
                   cy=point(panel.down(panel.y.place(score))), r=6 if kinds else 3.5)  # fmt: skip
         marks.append(tag("g", told, dot, class_=" ".join(kinds) or None))
-    label = f"{story.goal[1]} of all runs of this notebook"
-    caption = tag("figcaption", tag("b", label), " ", tag("small", "in the order they were made; this one is filled"))
-    return tag("figure", caption, panel.draw(label, tag("g", marks, class_="standing")))
+    label = f"{story.goal[1]} of all runs"
+    caption = tag("figcaption", tag("b", label), " ", tag("small", "in the order they were made"))
+    return tag("div", tag("figure", caption, panel.draw(label, tag("g", marks, class_="standing"))), class_="grid large")
 
 # %% ../../nbs/26k_reporting.result.ipynb #34897f5d
 _MOST_DOTS = 300
+_FEW = 12  # Up to so many runs each gets its tick
 
 # %% ../../nbs/26k_reporting.result.ipynb #6f6e3cb4
 def draw_slices(

@@ -67,6 +67,15 @@ def say_state(
     return f"Succeeded{took} with {story.goal[1]} {show_value(score)}{_say_rank(story)}."
 
 # %% ../../nbs/26l_reporting.sections.ipynb #4aea2c79
+def _say_rivals(story: Story) -> str:
+    "Which runs stand beside this one"
+    best, parent = (row and row["run_id"] for row in (story.best, story.parent))
+    if best and best == parent:
+        return f"The best other run, {best}, is also the one before."
+    named = {"The best other run": best, "The run it goes on with" if story.asked.get("resumed") else "The one before": parent}
+    return " ".join(f"{name} is {run_id}." for name, run_id in named.items() if run_id)
+
+
 def _say_rank(story: Story) -> str:
     n = len(story.ranked)
     if n < 2 or story.rank is None:
@@ -170,7 +179,8 @@ def _draw_curves(story: Story, room: Room) -> Markup | None:
         lines = [*behind, Line("this run", story.curves[name])]
         figures.append(draw_chart(name, lines, carried=min(CARRIED, room.points // n_lines)))
     more = f"Not drawn: {', '.join(map(clip, names[room.charts :]))}." if len(names) > len(shown) else None
-    return join(tag("div", figures, class_="grid large"), tag("p", more, class_="soft") if more else None)
+    tip = tag("p", "Drag over a stretch to look closer; a double click shows all of it again.", class_="soft tip")
+    return join(tip, tag("div", figures, class_="grid large"), tag("p", more, class_="soft") if more else None)
 
 
 def _find_rivals(story: Story) -> list[tuple[str, str, Mapping[str, Any]]]:
@@ -332,16 +342,15 @@ def draw_story(
     notes = story.row.get("notes")
     cells = draw_cells(story.cells, room.outputs, room.folded)
     metrics, standing = draw_metrics(story), draw_standing(story)
-    against = f"The parent is {story.parent['run_id']}." if story.parent else ""
     sections = [
         _section("What went wrong", "failure", _draw_failure(story, room)) if story.row["state"] != "succeeded" else None,
         _section("Notes", "notes", tag("p", str(notes), class_="note") if notes else None),
-        _section("Result", "result", join(metrics, standing), against),
-        _section("Curves", "curves", _draw_curves(story, room), "Drag over a stretch to look closer."),
+        _section("Result", "result", join(metrics, standing), _say_rivals(story)),
+        _section("Curves", "curves", _draw_curves(story, room)),
         _section("Parameters", "parameters", draw_parameters(story)),
+        _section("Model card", "card", _draw_card(story, room)),
         _section("Notebook", "notebook", cells or tag("p", story.notebook_problem, class_="soft"),
                  "Parameters, figures, tables and what was marked; the other cells are folded."),
-        _section("Model card", "card", _draw_card(story, room)),
         _section("Time and memory by cell", "time", _draw_spent(story)),
         _section("Machine", "machine", _draw_machine(story, room)),
         _section("Artifacts and checkpoints", "files", _draw_files(story)),
