@@ -201,8 +201,10 @@ def _tell_summary(finish: Callable[..., Any]) -> Callable[..., Any]:
         bundle = None if getattr(run, "disabled", False) else _find_bundle()
         if bundle:
             known = bundle.summary()["metrics"]
-            values, _ = _split(dict(run.summary))
-            if results := {name: value for name, value in values.items() if known.get(name) != value}:
+            said = {name: run.summary[name] for name in list(run.summary.keys())}
+            values = {name: value for name, value in said.items() if isinstance(value, int | float | str)}
+            results = {n: v for n, v in values.items() if n[:1] != "_" and known.get(n) != v}
+            if results:
                 bundle.append("record", values=results, files={}, source="wandb")
         return finish(run, *args, **named)
 
