@@ -31,6 +31,7 @@ from scalekit.inference.delta import BadOutput
 from scalekit.inference.ledger import HOME
 from scalekit.inference.model import BadModel
 from scalekit.inference.source import BadData, open_source
+from scalekit.inference.task import predict_on_worker
 
 N = 1000
 WEIGHTS = np.array([0.5, -2.0], dtype="float32")
@@ -612,6 +613,21 @@ def test_a_cluster_gives_the_same_rows_and_the_model_travels_once_to_each_worker
     counts = [path.read_text().count("unpacked") for path in (tmp_path / "unpacked").iterdir()]
     assert 1 <= len(counts) <= 2 and set(counts) == {1}
     assert {receipt.worker for receipt in done.partitions} <= {slot.worker for slot in cluster.slots}
+
+
+def test_each_of_the_first_partitions_is_meant_for_another_worker(cluster, out, monkeypatch):
+    submit, wishes = cluster.client.submit, []
+
+    def note(function, *given, **options):
+        if function is predict_on_worker:
+            wishes.append((*options["workers"], options["allow_other_workers"]))
+        return submit(function, *given, **options)
+
+    monkeypatch.setattr(cluster.client, "submit", note)
+    sk.predict(_add, FRAME, out, cluster=cluster, version="1", **COMMON)
+    workers = sorted(slot.worker for slot in cluster.slots)
+    assert sorted(wishes[:4]) == [(worker, True) for worker in workers for _ in range(2)]
+    assert sorted(wishes[:2]) == [(worker, True) for worker in workers]
 
 
 def test_rows_of_a_table_in_memory_travel_and_come_back_in_order(cluster, out):
