@@ -20,6 +20,7 @@ _public = {
     "space": "uniform log_uniform int_uniform normal log_normal choice from_signature",
     "sweeps": "sweep resume_sweep",
     "trials": "Sweep",
+    "reports": "report",
     "ranks.launcher": "launch RankFailed",
     "ranks.world": "Preempted current_world",
     "budget": "Budget",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .ranks.launcher import launch as launch
     from .ranks.world import Preempted as Preempted
     from .ranks.world import current_world as current_world
+    from .reports import report as report
     from .runner import Run as Run
     from .runner import RunFailed as RunFailed
     from .runner import run as run

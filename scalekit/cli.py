@@ -15,6 +15,7 @@ from typing import Any
 from . import __version__
 from .core import ScaleKitError, human_bytes, human_seconds
 from .verbs.query import add_marks, do_note, do_tag
+from .verbs.report import add_report, do_report
 from .verbs.runs import add_start, do_debug, do_diff, do_new, do_run, do_runs, do_show_run, do_stop
 from .verbs.sweep import add_search, do_sweep
 from .verbs.words import count, gigabytes, near, print_json, print_table
@@ -92,6 +93,7 @@ _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "show": ("show one run: what was asked, what happened, its files", do_show_run),
     "tag": ("tag a run, also one that ended long ago", do_tag),
     "note": ("add a note to a run, also to one that ended long ago", do_note),
+    "report": ("write a page about a run, a sweep, or the runs that a condition names", do_report),
     "diff": ("put two runs side by side: parameters, code, metrics, outputs", do_diff),
     "debug": ("look into the kernel that a failed run has left behind", do_debug),
     "stop": ("ask a run to stop and keep what it has", do_stop),
@@ -149,12 +151,13 @@ def _build_parser() -> argparse.ArgumentParser:
     for name in ("show", "tag", "note", "debug", "stop"):
         verbs[name].add_argument("run", metavar="RUN", help="its id, a part of it that is unique, or: latest")
     add_marks(verbs["tag"], verbs["note"])
+    add_report(verbs["report"])
     for name, what in (("first", "the run from before"), ("second", "the one to look at")):
         verbs["diff"].add_argument(name, metavar=name.upper(), help=f"{what}: as for show")
     verbs["diff"].add_argument("--html", metavar="FILE", help="write a page instead, with the images")
-    for name in ("run", "sweep", "runs", "show", "diff", "doctor", "gc"):
+    for name in ("run", "sweep", "runs", "show", "report", "diff", "doctor", "gc"):
         verbs[name].add_argument("--json", action="store_true", help="for machines")
-    for name in ("run", "sweep", "runs", "show", "tag", "note", "diff", "debug", "stop", "index", "gc"):
+    for name in ("run", "sweep", "runs", "show", "tag", "note", "report", "diff", "debug", "stop", "index", "gc"):
         verbs[name].add_argument(
             "--store", metavar="FOLDER", help="of the runs; default: runs, or as scalekit.toml says"
         )

@@ -218,6 +218,15 @@ class Run:
         self.bundle.note(text)
         self._look_again()
 
+    def report(
+        self,
+        path: str | os.PathLike | None = None,  # The HTML file; default: `later/report.html` in the run's folder
+    ) -> Path:  # Absolute
+        "Write the run's page, one file that anybody can open; raises `StoreError`"
+        from scalekit.reporting.page import write_run_page
+
+        return write_run_page(self.bundle, path)
+
     def _look_again(self) -> None:
         self.row.update(self.bundle.summary())
 
@@ -231,7 +240,20 @@ class Run:
                 **self.parameters, **self.metrics, "notebook": self.notebook}  # fmt: skip
         cells = "".join(f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
                         for name, value in told.items() if value is not None)  # fmt: skip
-        return f"<table>{cells}</table>"
+        return f"<table>{cells}</table>{self._frame()}"
+
+    def _frame(self) -> str:
+        "The run's page, or where it would be if it is too large for a notebook that is saved and sent"
+        from scalekit.reporting.page import frame_page
+
+        try:
+            frame = frame_page(self.bundle)
+        except Exception as error:  # the table is worth more than the page
+            return f"<p>Its page can't be shown: {html.escape(str(error))}</p>"
+        return frame if len(frame) < _LARGEST_FRAME else "<p>Its page: <code>run.report()</code></p>"
+
+# %% ../nbs/33b_runner.ipynb #d1a8d603
+_LARGEST_FRAME = 800_000  # Characters of a page inside of a notebook
 
 # %% ../nbs/33b_runner.ipynb #ac1dd8cc
 class RunFailed(ScaleKitError):
