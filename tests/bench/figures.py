@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 
@@ -24,11 +24,18 @@ def pair(
     ours: Callable[[], object], theirs: Callable[[], object], n: int, warm_up: int = 1
 ) -> tuple[list[float], list[float]]:
     "Times [s] of two ways in turn, so that a slow minute of the machine meets both"
+    first, second = take_turns((ours, theirs), n, warm_up)
+    return first, second
+
+
+def take_turns(ways: Sequence[Callable[[], object]], n: int, warm_up: int = 1) -> list[list[float]]:
+    "Times [s] of several ways in turn"
     for _ in range(warm_up):
-        ours(), theirs()
-    times: tuple[list[float], list[float]] = ([], [])
+        for work in ways:
+            work()
+    times: list[list[float]] = [[] for _ in ways]
     for _ in range(n):
-        for work, kept in zip((ours, theirs), times, strict=True):
+        for work, kept in zip(ways, times, strict=True):
             start = time.perf_counter()
             work()
             kept.append(time.perf_counter() - start)
