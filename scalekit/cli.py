@@ -14,7 +14,8 @@ from typing import Any
 
 from . import __version__
 from .core import ScaleKitError, human_bytes, human_seconds
-from .verbs.query import add_marks, do_note, do_tag
+from .verbs.imports import add_places, do_import_papermill, do_import_wandb
+from .verbs.query import add_marks, add_query, do_note, do_tag
 from .verbs.report import add_report, do_report
 from .verbs.runs import add_start, do_debug, do_diff, do_new, do_run, do_runs, do_show_run, do_stop
 from .verbs.sweep import add_search, do_sweep
@@ -94,6 +95,8 @@ _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "tag": ("tag a run, also one that ended long ago", do_tag),
     "note": ("add a note to a run, also to one that ended long ago", do_note),
     "report": ("write a page about a run, a sweep, or the runs that a condition names", do_report),
+    "import-wandb": ("make runs of what wandb has kept offline", do_import_wandb),
+    "import-papermill": ("make runs of output notebooks of papermill", do_import_papermill),
     "diff": ("put two runs side by side: parameters, code, metrics, outputs", do_diff),
     "debug": ("look into the kernel that a failed run has left behind", do_debug),
     "stop": ("ask a run to stop and keep what it has", do_stop),
@@ -138,11 +141,10 @@ def _build_parser() -> argparse.ArgumentParser:
     verbs["sweep"].add_argument(
         "--fresh", action="store_true", help="do every trial, also those that have succeeded before"
     )
-    verbs["runs"].add_argument(
-        "-n", "--limit", type=count, default=None, metavar="N", help="at most so many"
-    )
+    verbs["runs"].add_argument("-n", "--limit", type=count, default=None, metavar="N", help="at most so many")
     for option in ("state", "sweep", "notebook"):
         verbs["runs"].add_argument(f"--{option}", help=f"only runs of this {option}")
+    add_query(verbs["runs"])
     verbs["debug"].add_argument("--end", action="store_true", help="end the kernel")
     verbs["gc"].add_argument(
         "--limit", type=gigabytes, metavar="GB", help="default: journal_limit in scalekit.toml"
@@ -152,12 +154,28 @@ def _build_parser() -> argparse.ArgumentParser:
         verbs[name].add_argument("run", metavar="RUN", help="its id, a part of it that is unique, or: latest")
     add_marks(verbs["tag"], verbs["note"])
     add_report(verbs["report"])
+    add_places(verbs["import-wandb"], verbs["import-papermill"])
     for name, what in (("first", "the run from before"), ("second", "the one to look at")):
         verbs["diff"].add_argument(name, metavar=name.upper(), help=f"{what}: as for show")
     verbs["diff"].add_argument("--html", metavar="FILE", help="write a page instead, with the images")
-    for name in ("run", "sweep", "runs", "show", "report", "diff", "doctor", "gc"):
+    imports = ("import-wandb", "import-papermill")
+    for name in ("run", "sweep", "runs", "show", "report", "diff", "doctor", "gc", *imports):
         verbs[name].add_argument("--json", action="store_true", help="for machines")
-    for name in ("run", "sweep", "runs", "show", "tag", "note", "report", "diff", "debug", "stop", "index", "gc"):
+    for name in (
+        "run",
+        "sweep",
+        "runs",
+        "show",
+        "tag",
+        "note",
+        "report",
+        "diff",
+        "debug",
+        "stop",
+        "index",
+        "gc",
+        *imports,
+    ):
         verbs[name].add_argument(
             "--store", metavar="FOLDER", help="of the runs; default: runs, or as scalekit.toml says"
         )

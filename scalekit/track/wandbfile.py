@@ -95,6 +95,7 @@ class WandbRun:
     system: list[dict[str, Any]] = field(default_factory=list)  # What wandb's own sampler saw
     step_metrics: dict[str, str] = field(default_factory=dict)  # By metric: which other one is its x axis
     artifacts: list[WandbArtifact] = field(default_factory=list)
+    program: str | None = None  # Its code, as its project knows it
     exit_code: int | None = None  # None where nobody could write it any more
 
     @property
@@ -198,6 +199,10 @@ def _take_artifact(run: WandbRun, said: Any) -> None:
     run.artifacts.append(made)
 
 
+def _take_environment(run: WandbRun, said: Any) -> None:
+    run.program = said.code_path or Path(said.program).name or run.program
+
+
 def _take_exit(run: WandbRun, said: Any) -> None:
     run.exit_code = said.exit_code
 
@@ -205,4 +210,5 @@ def _take_exit(run: WandbRun, said: Any) -> None:
 _TAKERS = {
     "run": _take_run, "config": _take_config, "summary": _take_summary, "history": _take_row,
     "stats": _take_system, "metric": _take_metric, "artifact": _take_artifact, "exit": _take_exit,
+    "environment": _take_environment,
 }  # fmt: skip
