@@ -30,7 +30,9 @@ class Browser:
     "One tab"
 
     def __init__(self, address: str) -> None:
-        self._socket = websocket.create_connection(address, suppress_origin=True, timeout=30, enable_multithread=False)
+        self._socket = websocket.create_connection(
+            address, suppress_origin=True, timeout=30, enable_multithread=False
+        )
         self._number = 0
         self.events: list[dict[str, Any]] = []
         for domain in ("Page", "Runtime", "Network"):
@@ -52,7 +54,10 @@ class Browser:
         self.events.clear()
         self.ask("Page.navigate", url=address)
         end = time.monotonic() + 20
-        while self.evaluate("document.readyState") != "complete" or self.evaluate("location.href") == "about:blank":
+        while (
+            self.evaluate("document.readyState") != "complete"
+            or self.evaluate("location.href") == "about:blank"
+        ):
             assert time.monotonic() < end, f"{address} is not loaded"
             time.sleep(0.01)
         time.sleep(wait)
@@ -65,7 +70,13 @@ class Browser:
 
     def resize(self, width: int, height: int, is_phone: bool = False) -> None:
         "Size of the window, in pixels of CSS"
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=is_phone)
+        self.ask(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=is_phone,
+        )
         self.ask("Emulation.setTouchEmulationEnabled", enabled=is_phone)
 
     def dress(self, scheme: str = "light", media: str = "") -> None:

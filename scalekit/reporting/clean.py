@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from ..markup import Markup, make_showable
+from ..markup import Markup, make_showable, tag
 
 # %% ../../nbs/26a_reporting.clean.ipynb #df857e1a
 _TEXT = "a abbr b blockquote br code del div em hr i ins kbd mark p pre q s samp small span strong sub sup u var"
@@ -91,7 +91,7 @@ def _is_too_deep(text: str) -> bool:
     return False
 
 # %% ../../nbs/26a_reporting.clean.ipynb #c05dbee1
-MOST_MARKDOWN = 50_000  # Characters of one cell that are looked at
+MOST_MARKDOWN = 30_000  # Characters of one cell that are looked at
 
 
 def clean_markdown(
@@ -109,9 +109,15 @@ def clean_markdown(
         mime, content = next(iter(kinds.items()))
         return f"data:{mime};base64,{''.join(content)}"
 
-    return clean_html(_get_parser().render(make_showable(text[:MOST_MARKDOWN])), find_picture)
+    text = make_showable(text[:MOST_MARKDOWN])
+    if text.count("[") > _MOST_BRACKETS:
+        return tag("pre", text)
+    return clean_html(_get_parser().render(text), find_picture)
 
 # %% ../../nbs/26a_reporting.clean.ipynb #51db5798
+_MOST_BRACKETS = 1000
+
+
 @lru_cache(maxsize=1)
 def _get_parser() -> Any:
     from markdown_it import MarkdownIt
