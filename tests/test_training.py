@@ -135,6 +135,13 @@ def test_two_ranks_end_with_the_weights_of_one(ranks):
     assert ranks[0]["fsdp"]["kind"] == "DTensor"
 
 
+def test_ranks_average_gradients_once_a_step_not_in_every_micro_batch(ranks):
+    for rank in ranks:
+        for found in rank["averaged"].values():
+            ends = [ends_step for ends_step, _ in found]
+            assert [spoke for _, spoke in found] == ends and True in ends and False in ends
+
+
 def test_two_ranks_then_one_then_two_see_one_order_and_end_as_one(ranks):
     steps = {}
     for rank in ranks:

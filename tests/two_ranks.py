@@ -13,8 +13,8 @@ from scalekit.ranks.world import Exchange, Preempted, World, enter_world
 
 CPU = torch.device("cpu")
 CASES = (
-    "ddp", "ddp_accumulated", "fsdp", "fsdp_resumed", "resized", "halved", "preempted", "refused", "unequal",
-    "evaluated", "accelerate_untold", "fabric_untold", "accelerated", "fabricated",
+    "ddp", "ddp_accumulated", "averaged", "fsdp", "fsdp_resumed", "resized", "halved", "preempted", "refused",
+    "unequal", "evaluated", "accelerate_untold", "fabric_untold", "accelerated", "fabricated",
 )  # fmt: skip
 
 
@@ -88,6 +88,25 @@ def ddp(world):
 
 def ddp_accumulated(world):
     return fit(accumulate=3, clip=0.5)[0]
+
+
+def averaged(world):
+    "For each micro-batch: whether it is its step's last, and whether ranks spoke to each other in `step`"
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    from scalekit.train.loop import training
+
+    seen = {}
+    for strategy in ("ddp", "fsdp"):
+        model, optimizer = make()
+        options = {"batch_size": 12, "n_epochs": 1, "accumulate": 3, "strategy": strategy, "name": strategy}
+        with training(model, optimizer, make_data(), **options, checkpoint_every=None) as job:
+            for batch in job:
+                loss = torch.nn.functional.mse_loss(job.model(batch.x), batch.y)
+                with CommDebugMode() as words:
+                    job.step(loss)
+                seen.setdefault(strategy, []).append([job.ends_step, words.get_total_counts() > 0])
+    return seen
 
 
 def fsdp(world):
