@@ -12,7 +12,7 @@ import html
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -39,6 +39,7 @@ from .marks import check_tags
 from .notebook import clear_notebook, inject_parameters, read_source, save_notebook
 from .outcome import Limits
 from .profile import Profile, Track
+from .query import find_frame
 from .signature import from_json, read_signature, secret_texts, to_json, to_source
 from .store import Store
 from .summary import ENDED, fingerprint
@@ -385,10 +386,18 @@ def _run_there(
 # %% ../nbs/33b_runner.ipynb #e9914faf
 def runs(
     store: str | os.PathLike | None = None,  # Folder of the bundles; default as for `run`
-    **filters: Any,  # `limit`, `state`, `sweep`, `notebook`: as for `Store.list_runs`
-) -> "pandas.DataFrame":  # One row a run, newest first; parameters and metrics as columns
-    "Table of runs"
-    return open_store(store).frame(**filters)
+    *,
+    where: str | None = None,  # For example `"state == 'succeeded' and metrics.accuracy > 0.97"`
+    sort: str | Sequence[str] | None = None,  # For example `"-metrics.accuracy"`; default: newest first
+    columns: str | Sequence[str] | None = None,  # For example `["run_id", "metrics.*"]`; default: all
+    limit: int | None = None,  # At most so many
+    state: str | tuple[str, ...] | None = None,  # One or several
+    sweep: str | None = None,  # Id of the sweep
+    notebook: str | None = None,  # As in run.json, or its bare name
+) -> "pandas.DataFrame":  # One row a run; parameters and metrics as columns
+    "Table of runs; raises `BadQuery` for a condition that means nothing"
+    filters = {"state": state, "sweep": sweep, "notebook": notebook}
+    return find_frame(open_store(store), where, sort, columns, limit, **filters)
 
 
 def open_store(

@@ -84,21 +84,33 @@ def _print_saved(events: Sequence[dict[str, Any]]) -> None:
 # %% ../../nbs/88b_verbs.runs.ipynb #8c737592
 def do_runs(args: argparse.Namespace) -> int:
     "List runs"
+    from scalekit.columns import read_columns, spell, take_columns
+    from scalekit.query import find_runs
     from scalekit.runner import open_store
 
     store = open_store(args.store)
-    rows = store.list_runs(limit=args.limit, state=args.state, sweep=args.sweep, notebook=args.notebook)
+    filters = {"state": args.state, "sweep": args.sweep, "notebook": args.notebook}
+    rows = find_runs(store, args.where, args.sort, args.limit, **filters)
+    paths = read_columns(args.columns, rows) if args.columns else None
     if args.json:
-        print_json(rows)
+        print_json(rows if paths is None else take_columns(rows, paths))
+    elif rows and paths:
+        print_table([_join_tags(row) for row in take_columns(rows, paths)], [spell(path) for path in paths])
     elif rows:
-        rows = [{**row, "reason": _shorten(row), "tags": ", ".join(row["tags"]) or None} for row in rows]
+        rows = [{**_join_tags(row), "reason": _shorten(row)} for row in rows]
         reason = ["reason"] if any(row["reason"] for row in rows) else []
         tags = ["tags"] if any(row["tags"] for row in rows) else []
         columns = ["run_id", "state", "notebook", "parameters", "metrics", "seconds", "cost", *tags, *reason]
         print_table(rows, columns, least=("cost", "notebook", "seconds", "metrics", "parameters", *tags))
+    elif args.where or any(filters.values()):
+        print(f"no runs in {near(store.folder)} are like that")
     else:
         print(f"no runs in {near(store.folder)}. Start one: scalekit run NOTEBOOK")
     return 0
+
+
+def _join_tags(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "tags": ", ".join(row["tags"]) or None} if row.get("tags") is not None else row
 
 
 def _shorten(row: dict[str, Any]) -> str:
