@@ -156,6 +156,9 @@ class Runs:
         rows = [json.loads(line) for line in self._history(v)]
         return {"project": {"run": {"sampledHistory": [rows for _ in v.get("specs", [1])]}}}
 
+    def RunHistoryKeys(self, v: dict) -> dict:
+        return {"project": {"run": {"historyKeys": {"lastStep": len(self._history(v)) - 1}}}}
+
     def RunFullHistory(self, v: dict) -> dict:
         return {"project": {"run": {"history": self._history(v)}}}
 

@@ -99,6 +99,12 @@ class Mirror:
         return self.state in ENDED
 
     @property
+    def name(self) -> str:
+        "What people see"
+        told = [event["name"] for event in self._told_wandb if event.get("name")]
+        return told[-1] if told else self.run_id
+
+    @property
     def group(self) -> str | None:
         "The sweep that the run is a trial of"
         return self.asked.get("sweep")
