@@ -45,10 +45,11 @@ def _find(what: str, store: Store) -> Bundle | Path | str:
 
 # %% ../nbs/34o_reports.ipynb #fa4db684
 def report(
-    what: Run | Sweep | str,  # Or the id of a run or a sweep, or `"latest"`, or a condition as for `sk.runs`
-    path: str | os.PathLike | None = None,  # The HTML file; default: in the folder of the run, of the sweep, of the store
+    what: Run | Sweep | str,  # Also the id of one, `"latest"`, or a condition as for `sk.runs`
+    path: str | os.PathLike | None = None,  # The HTML file; default: in the folder of what it is about
     *,
-    goal: str | None = None,  # For example `"maximize accuracy"`; default: the sweep's, or what the metrics' names suggest
+    goal: str
+    | None = None,  # For example `"maximize accuracy"`; default: the sweep's, or by the metrics' names
     notebook: bool = False,  # Write a notebook of the same content beside it
     store: str | os.PathLike | None = None,  # Folder of the bundles; default as for `run`
 ) -> Path:  # Of the page, absolute
@@ -97,5 +98,8 @@ def _report_query(where: str, path: str | os.PathLike | None, goals: Goals, stor
             page.parent.mkdir(exist_ok=True)
     else:
         page = Path(path).absolute()
-    about: dict[str, Any] = {"runs": len(rows), "notebooks": ", ".join(sorted({str(row["notebook"]) for row in rows}))}
+    about: dict[str, Any] = {
+        "runs": len(rows),
+        "notebooks": ", ".join(sorted({str(row["notebook"]) for row in rows})),
+    }
     return write_sweep_report(page, f"Runs with {where}", rows, goals or None, about)[0]

@@ -1,6 +1,7 @@
 """A real browser for tests of pages: Chromium without a window, driven over its DevTools socket on loopback.
 
-Where none is installed the tests that need one say so and are skipped; a static check beside each of them always runs.
+Where none is installed the tests that need one say so and are skipped; a static check beside each of them
+always runs.
 """
 
 import base64
@@ -21,8 +22,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 needs_browser = pytest.mark.skipif(not any(map(shutil.which, NAMES)), reason="no Chromium on this machine")
 
 OPTIONS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-port=0", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-extensions", "--disable-dev-shm-usage",
+    "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-port=0",
+    "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-extensions",
+    "--disable-dev-shm-usage",
 ]  # fmt: skip
 
 

@@ -1,8 +1,11 @@
 """Notebooks that want to do something in the page that shows them, and a check that nothing in a page can.
 
 Each case is a notebook that a stranger may have sent. `HIT` in it stands for the address of a server that counts, `RUN` for a script that
-calls there and changes the title of the page. Shown raw, each of them does (see `test_report_browser.py`); in a report none may.
+calls there and changes the title of the page. Shown raw, each of them does (see `test_report_browser.py`); in a
+report none may.
 """
+
+# ruff: noqa: E501  (what a browser shall read stays on one line)
 
 import base64
 import hashlib
@@ -35,7 +38,13 @@ class Case:
 
 
 def code(source="x", *outputs, **metadata):
-    return {"cell_type": "code", "source": source, "outputs": list(outputs), "metadata": metadata, "execution_count": 1}
+    return {
+        "cell_type": "code",
+        "source": source,
+        "outputs": list(outputs),
+        "metadata": metadata,
+        "execution_count": 1,
+    }
 
 
 def say(text, **more):
@@ -50,7 +59,9 @@ def stream(text):
     return {"output_type": "stream", "name": "stdout", "text": text}
 
 
-EVERYWHERE = f'"><script>{RUN}</script><img src=x onerror="{RUN}"></title></style></script>\x00\x1b[31m\u202e&'
+EVERYWHERE = (
+    f'"><script>{RUN}</script><img src=x onerror="{RUN}"></title></style></script>\x00\x1b[31m\u202e&'
+)
 SVG = (
     f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" onload="{RUN}" width="9" height="9">'
     f"<script>{RUN}</script><image href='HIT' xlink:href='HIT' width='9' height='9'/><use href='HIT#a'/>"
@@ -121,8 +132,14 @@ CASES = [
 
 def make_run(store: Path, case: Case, hit: str = "HIT") -> Bundle:
     "A run whose notebook is the case's"
-    cells = case.cells or [code("x", show("text/html", f"{case.html}<p>seen")), say(f"seen\n\n{case.html}"), code("y", show("text/markdown", case.html))]
-    real = json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}).replace("HIT", hit)
+    cells = case.cells or [
+        code("x", show("text/html", f"{case.html}<p>seen")),
+        say(f"seen\n\n{case.html}"),
+        code("y", show("text/markdown", case.html)),
+    ]
+    real = json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}).replace(
+        "HIT", hit
+    )
     asked = Store(store).create_run({"notebook": "hostile.ipynb", "parameters": {}}).asked
     bundle = Bundle(store / asked["run_id"])
     (bundle.path / "run.json").write_text(dump_json({**asked, **_real(case.asked, hit)}))
@@ -133,7 +150,9 @@ def make_run(store: Path, case: Case, hit: str = "HIT") -> Bundle:
     for event in _real(case.events, hit):
         bundle.append(**event)
     failed = any(cell.get("metadata", {}).get("scalekit", {}).get("status") == "failed" for cell in cells)
-    bundle.set_state("failed" if failed else "succeeded", **({"error": EVERYWHERE.replace("HIT", hit)} if failed else {}))
+    bundle.set_state(
+        "failed" if failed else "succeeded", **({"error": EVERYWHERE.replace("HIT", hit)} if failed else {})
+    )
     Store(store).index(bundle)
     return bundle
 

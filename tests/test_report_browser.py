@@ -23,7 +23,8 @@ TOUCH = """(() => {
     for (const name of ["mouseover", "focus", "click", "toggle", "pointerenter", "start", "load", "error"])
       element.dispatchEvent(new Event(name, {bubbles: true}));
   }
-  for (const link of document.querySelectorAll("a")) if (!/^(https?:|mailto:|file:)/i.test(link.href)) link.click?.();
+  for (const link of document.querySelectorAll("a"))
+    if (!/^(https?:|mailto:|file:)/i.test(link.href)) link.click?.();
   for (const button of document.querySelectorAll("form button, form input")) button.click();
   for (const field of document.querySelectorAll("input, select, a")) field.focus?.();
 })()"""
@@ -147,7 +148,10 @@ def curves(tmp_path_factory):
     return write_run_page(Bundle(bundle.path))
 
 
-WHERE = "(() => {const b = document.querySelector('figure.zoom svg').getBoundingClientRect(); return [b.x, b.y, b.width, b.height]})()"
+WHERE = """(() => {
+  const box = document.querySelector("figure.zoom svg").getBoundingClientRect();
+  return [box.x, box.y, box.width, box.height];
+})()"""
 LABELS = "[...document.querySelectorAll('figure.zoom .axes text.x')].map(t => +t.textContent)"
 
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..book import BookCell, make_book, write_block, write_plain
 from ..core import write_atomic
@@ -20,6 +20,7 @@ from ..listing import count
 from ..look import CHART_STYLE
 from ..markup import Markup
 from ..ranking import Goal
+from .card import SLICES
 from .charts import Line, draw_chart
 from .sections import list_code_facts, say_state
 from .story import Story
@@ -30,14 +31,19 @@ if TYPE_CHECKING:
     import pandas
 
 # %% ../../nbs/26n_reporting.book.ipynb #a27222cb
-_STYLE = CHART_STYLE + " path.own { stroke: var(--best); stroke-width: 2 } path.parent { stroke-dasharray: 4 3 }"
+_STYLE = CHART_STYLE + " path.own { stroke: var(--best); stroke-width: 2 }"
+
+
+def _lighten(figure: Markup) -> Markup:
+    "Without what only the page's script needs"
+    return Markup(re.sub(r"^<figure[^>]*>", "<figure>", figure))
 
 # %% ../../nbs/26n_reporting.book.ipynb #474c9924
 class RunFigures(Figures):
     "Charts of a run; a notebook shows them as images"
 
     def _repr_html_(self) -> str:
-        return "\n".join(embed_figure(re.sub(r"^<figure[^>]*>", Markup("<figure>"), one), _STYLE) for one in self)
+        return "\n".join(embed_figure(_lighten(one), _STYLE) for one in self)
 
 
 class OpenStory(Story):
@@ -80,12 +86,16 @@ class OpenStory(Story):
 
     def draw_curves(self) -> RunFigures:
         "What was logged, step by step"
-        return RunFigures(draw_chart(name, [Line("this run", points)], carried=2) for name, points in self.curves.items())
+        curves = self.curves.items()
+        return RunFigures(draw_chart(name, [Line("this run", points)], carried=2) for name, points in curves)
 
     def draw_machine(self) -> RunFigures:
         "What the machine did meanwhile"
-        return RunFigures(draw_chart(name, [Line(name, points)], "clock", "bytes" if name.endswith("memory") else "number", 2)
-                          for name, points in self.system.items())  # fmt: skip
+        units = {name: "bytes" if name.endswith("memory") else "number" for name in self.system}
+        return RunFigures(
+            draw_chart(name, [Line(name, points)], "clock", units[name], 2)
+            for name, points in self.system.items()
+        )
 
 
 def open_story(
@@ -100,8 +110,9 @@ def open_story(
 def _list_cells(story: OpenStory, folder: Path) -> Iterator[BookCell]:
     row = story.row
     store = os.path.relpath(story.bundle.path.parent, folder)
-    opening = f"from scalekit.reporting.book import open_story\n\nstory = open_story({store!r}, {row['run_id']!r}, {story.goal!r})"
-    yield BookCell("", f"{opening}\nstory", story)
+    which = f"{store!r}, {row['run_id']!r}, {story.goal!r}"
+    opening = f"from scalekit.reporting.book import open_story\n\nstory = open_story({which})\nstory"
+    yield BookCell("", opening, story)
     if row["state"] != "succeeded":
         yield BookCell(f"## What went wrong\n\n{write_block(str(row.get('error') or 'no reason is known'))}")
     if row.get("notes"):
@@ -125,18 +136,17 @@ def _list_cells(story: OpenStory, folder: Path) -> Iterator[BookCell]:
 
 def _write_card(story: Story) -> str:
     "Every field; what the run knows by itself stands in the tables"
+    known = {"Data": story.data, "Metrics": story.row.get("metrics") or {}}
     told = []
     for one in story.card:
-        known = story.data if one.name == "Data" else story.row.get("metrics") if one.name == "Metrics" else story.slices \
-            if one.name == "Metrics by slice" else None  # fmt: skip
-        if one.text:
-            said = write_block(one.text)
-        elif known is not None and known != {}:
-            said = write_block(", ".join(f"{name} {show_value(value)}" for name, value in known.items())
-                               if isinstance(known, dict) else f"story.records[{'metrics_by_slice'!r}]")  # fmt: skip
-        else:
-            said = "*not stated*"
-        told.append(f"**{write_plain(one.name)}**\n\n{said}")
+        said = [write_block(one.text)] if one.text else []
+        if pairs := known.get(one.name):
+            said.append(
+                write_block("\n".join(f"{name}: {show_value(value)}" for name, value in pairs.items()))
+            )
+        if one.name == "Metrics by slice" and story.slices is not None:
+            said.append(write_block(f"story.records[{SLICES!r}]"))
+        told.append("\n\n".join([f"**{write_plain(one.name)}**", *(said or ["*not stated*"])]))
     return "\n\n".join(told)
 
 # %% ../../nbs/26n_reporting.book.ipynb #79f8d265

@@ -63,7 +63,11 @@ def list_cells(
     for cell in notebook["cells"]:
         tags, source = frozenset(map(str, find_tags(cell))), join_source(cell)
         is_code = cell.get("cell_type") == "code"
-        if not source.strip() or "scalekit-error" in tags or cell.get("cell_type") not in ("code", "markdown"):
+        if (
+            not source.strip()
+            or "scalekit-error" in tags
+            or cell.get("cell_type") not in ("code", "markdown")
+        ):
             continue
         number += is_code
         mark = (cell.get("metadata") or {}).get("scalekit")
@@ -105,7 +109,9 @@ def draw_code(
     }  # fmt: skip
     lexed = PythonLexer(stripnl=False, ensurenl=False).get_tokens(shorten(source, 120, MOST_CODE))
     named = ((next((c for kind, c in classes.items() if token in kind), None), text) for token, text in lexed)
-    runs = ((kind, "".join(text for _, text in group)) for kind, group in groupby(named, key=lambda one: one[0]))
+    runs = (
+        (kind, "".join(text for _, text in group)) for kind, group in groupby(named, key=lambda one: one[0])
+    )
     return join(*(tag("span", text, class_=kind) if kind else text for kind, text in runs))
 
 # %% ../../nbs/26e_reporting.cells.ipynb #3e6b6a77
@@ -126,7 +132,8 @@ def draw_cells(
 def _group(cells: Sequence[ShownCell]) -> Iterator[tuple[bool, list[ShownCell]]]:
     after = [*cells, None][1:]
     is_shown = [
-        not cell.tags & {"card"} and (cell.is_key or (cell.kind == "markdown" and bool(next_ and next_.is_key)))
+        not cell.tags & {"card"}
+        and (cell.is_key or (cell.kind == "markdown" and bool(next_ and next_.is_key)))
         for cell, next_ in zip(cells, after, strict=True)
     ]
     for shown, pairs in groupby(zip(is_shown, cells, strict=True), key=lambda pair: pair[0]):
@@ -138,7 +145,9 @@ def _fold(cells: Sequence[ShownCell], budget: Budget) -> Markup:
     what = f"{len(cells)} more cell{'s' if len(cells) > 1 else ''}"
     first = next((cell.title for cell in cells if cell.kind == "code" or not n_code), "")
     inside = [_draw_cell(cell, budget) for cell in cells]
-    return tag("details", tag("summary", what, tag("span", f" {first}", class_="soft")), inside, class_="folded")
+    return tag(
+        "details", tag("summary", what, tag("span", f" {first}", class_="soft")), inside, class_="folded"
+    )
 
 
 def _draw_cell(cell: ShownCell, budget: Budget, hides_code: bool = False) -> Markup:
@@ -152,10 +161,11 @@ def _draw_cell(cell: ShownCell, budget: Budget, hides_code: bool = False) -> Mar
         code = tag("p", "Code is left out here.", class_="soft")
     elif hides_code:
         code = tag("details", tag("summary", "code"), code, class_="hidden")
-    shown = [one for output in cell.outputs[:_MOST_OUTPUTS] if (one := draw_output(output, budget))]
+    outputs = [one for output in cell.outputs[:_MOST_OUTPUTS] if (one := draw_output(output, budget))]
     if (more := len(cell.outputs) - _MOST_OUTPUTS) > 0:
-        shown.append(tag("p", f"{more:,} outputs more are left out here.", class_="soft"))
-    inside = [tag("p", _tell(cell), class_="soft head"), code, tag("div", shown, class_="outputs") if shown else None]
+        outputs.append(tag("p", f"{more:,} outputs more are left out here.", class_="soft"))
+    below = tag("div", outputs, class_="outputs") if outputs else None
+    inside = [tag("p", _tell(cell), class_="soft head"), code, below]
     return tag("div", inside, class_="cell failed" if cell.has_failed else "cell", id=f"c{cell.number}")
 
 

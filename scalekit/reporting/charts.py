@@ -7,7 +7,7 @@ __all__ = ['DRAWN', 'CARRIED', 'Line', 'read_points', 'draw_chart']
 
 # %% ../../nbs/26f_reporting.charts.ipynb #7ef39224
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,7 +46,9 @@ def _fit(values: Sequence[float], unit: str) -> Axis:
     axis, powers = fit_numbers([0.0, max(*values, 1.0)]), (1024.0**power for power in range(5, -1, -1))
     size = next(power for power in powers if power <= max(*values, 1.0))
     even = fit_numbers([0.0, max(*values, 1.0) / size])
-    return replace(axis, ticks=tuple((place, human_bytes(float(text) * size)) for place, text in _positive(even)))
+    return replace(
+        axis, ticks=tuple((place, human_bytes(float(text) * size)) for place, text in _positive(even))
+    )
 
 
 def _positive(axis: Axis) -> list[tuple[float, str]]:
@@ -81,7 +83,11 @@ def draw_chart(
     frame = [panel.across(0), panel.across(1), panel.down(1), panel.down(0)]
     view = [*_find_ends(x, everything[0][0]), *_find_ends(y, values[0])]
     scale = tag("small", "logarithmic") if y.is_log else None
-    legend = [tag("span", line.name, class_=f"key {line.kind}") for line in reversed(lines)] if len(lines) > 1 else None
+    legend = (
+        [tag("span", line.name, class_=f"key {line.kind}") for line in reversed(lines)]
+        if len(lines) > 1
+        else None
+    )
     caption = tag("figcaption", tag("b", clip(title)), " ", scale, legend)
     units = f"{'log' if x.is_log else x_unit} {'log' if y.is_log else y_unit}"
     drawing = panel.draw(f"{title} of this run", tag("g", paths, class_="lines"))

@@ -15,7 +15,9 @@ from typing import Any
 from ..markup import Markup, make_showable, tag
 
 # %% ../../nbs/26a_reporting.clean.ipynb #df857e1a
-_TEXT = "a abbr b blockquote br code del div em hr i ins kbd mark p pre q s samp small span strong sub sup u var"
+_TEXT = (
+    "a abbr b blockquote br code del div em hr i ins kbd mark p pre q s samp small span strong sub sup u var"
+)
 _PARTS = "h1 h2 h3 h4 h5 h6 ul ol li dl dt dd details summary figure figcaption img"
 _TABLES = "table caption colgroup col thead tbody tfoot tr th td"
 _TAGS = set(f"{_TEXT} {_PARTS} {_TABLES}".split())
@@ -23,10 +25,9 @@ _ATTRIBUTES = {
     "a": {"href"}, "img": {"src", "alt", "width"}, "td": {"colspan", "rowspan"}, "ol": {"start"},
     "th": {"colspan", "rowspan", "scope"},
 }  # fmt: skip
-_GONE = set(  # With all that is in them
-    "script style template noscript noembed noframes iframe frameset object embed applet svg math title "
-    "textarea select button video audio canvas xmp plaintext".split()
-)
+_ACTIVE = "script style template noscript noembed noframes iframe frameset object embed applet svg math title"
+_FIELDS = "textarea select button video audio canvas xmp plaintext"
+_GONE = set(f"{_ACTIVE} {_FIELDS}".split())  # With all that is in them
 _LINK = re.compile(r"(https?://|mailto:)[^\s\x00-\x20]+", re.I)
 _PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=\s]+")
 _NUMBER = re.compile(r"\d{1,4}")
@@ -58,10 +59,14 @@ def clean_html(
     if _is_too_deep(text):
         return Markup("")
     cleaned = nh3.clean(
-        text, tags=_TAGS, clean_content_tags=_GONE, attributes=_ATTRIBUTES,
-        attribute_filter=_make_filter(find_picture), url_schemes={"http", "https", "mailto", "data", "attachment"},
-        link_rel="noopener noreferrer", strip_comments=True,
-    )  # fmt: skip
+        text,
+        tags=_TAGS,
+        clean_content_tags=_GONE,
+        attributes=_ATTRIBUTES,
+        attribute_filter=_make_filter(find_picture),
+        url_schemes={"http", "https", "mailto", "data", "attachment"},
+        link_rel="noopener noreferrer",
+    )
     return Markup(make_showable(cleaned))  # once more: `&#8238;` has become the sign itself
 
 

@@ -20,13 +20,15 @@ pre { margin: .3rem 0; white-space: pre-wrap; overflow-wrap: anywhere;
 .source .s { color: var(--good); } .source .m { color: var(--bad); } .source .f { color: var(--best); }
 .outputs { max-height: 60rem; overflow: auto; }
 .outputs > * { margin: .5rem 0; }
-pre.err { padding: .5rem .8rem; border-radius: 8px; border-left: 3px solid var(--bad); background: var(--shade); }
+pre.err { padding: .5rem .8rem; border-radius: 8px; border-left: 3px solid var(--bad);
+  background: var(--shade); }
 .ab { font-weight: 650; } .a1, .a3 { color: var(--bad); } .a2 { color: var(--good); }
 .a4, .a6 { color: var(--best); } .a5 { color: var(--wait); }
 .picture, .rich { overflow-x: auto; }
 .picture img, .rich img { max-width: 100%; height: auto; }
 .rich table { width: auto; }
-.rich :is(h1, h2, h3, h4, h5, h6) { margin: .8rem 0 .2rem; font-size: 1.05rem; font-weight: 650; letter-spacing: 0; }
+.rich :is(h1, h2, h3, h4, h5, h6) { margin: .8rem 0 .2rem; font-size: 1.05rem; font-weight: 650;
+  letter-spacing: 0; }
 .rich th { position: static; } .rich :is(th, td) { padding: .25rem .6rem; }
 .folded { margin: .6rem 0; } .hidden { font-size: .87em; } summary { cursor: pointer; }
 details > summary { color: var(--soft); }
@@ -34,23 +36,28 @@ details > summary { color: var(--soft); }
 
 # %% ../../nbs/26h_reporting.look.ipynb #3fbd7963
 _PARTS = """
-.figures { background: none; } .figures div { box-shadow: 0 0 0 1px var(--line); } .about dt { white-space: nowrap; }
+.figures { background: none; } .figures div { box-shadow: 0 0 0 1px var(--line); } .about dt {
+  white-space: nowrap; }
 .figures dd:not(.soft) { font-size: 1.4rem; overflow-wrap: normal; } .figures dd.bad { color: var(--bad); }
 .figures dd.good { color: var(--good); }
 h3 { margin: 1.4rem 0 .2rem; font-size: 1rem; font-weight: 650; }
 .summary { margin: .6rem 0 0; font-size: 1.05rem; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin-top: .9rem; font-size: .92em; }
-.tag { display: inline-block; margin: 0 .4rem .2rem 0; padding: 0 .6em; border: 1px solid var(--line); border-radius: 1em; }
+.tag { display: inline-block; margin: 0 .4rem .2rem 0; padding: 0 .6em; border: 1px solid var(--line);
+  border-radius: 1em; }
 .note { margin: .4rem 0; padding-left: .9rem; border-left: 3px solid var(--wait); white-space: pre-wrap; }
-.spent { display: grid; grid-template-columns: minmax(8rem, 2fr) minmax(6rem, 3fr) minmax(6rem, 2fr); gap: .15rem 1rem;
+.spent { display: grid; grid-template-columns: minmax(8rem, 2fr) minmax(6rem, 3fr) minmax(6rem, 2fr);
+  gap: .15rem 1rem;
   margin-top: .8rem; font-size: .92em; align-items: center; }
 .spent > .name { text-decoration: none; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .spent .bar { position: relative; display: flex; align-items: center; gap: .5em; white-space: nowrap; }
-.spent .bar i { display: block; height: .8em; min-width: 1px; border-radius: 2px; background: var(--mark); flex: none; }
+.spent .bar i { display: block; height: .8em; min-width: 1px; border-radius: 2px;
+  background: var(--mark); flex: none; }
 .spent .time i { background: var(--best); } .spent .failed i { background: var(--bad); }
 .stated > dt { margin-top: .8rem; font-weight: 650; color: var(--ink); }
 .stated > dd > :first-child { margin-top: 0; } .stated .missing { color: var(--bad); }
-.two { display: grid; gap: 0 2.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+.two { display: grid; gap: 0 2.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 .two > section { min-width: 0; } td.same, tr.same td { color: var(--soft); }
 td.better { color: var(--good); } td.worse { color: var(--bad); }
 .packages { columns: 14rem; font-size: .86em; color: var(--soft); }
@@ -58,10 +65,12 @@ td.better { color: var(--good); } td.worse { color: var(--bad); }
 
 # %% ../../nbs/26h_reporting.look.ipynb #41858189
 _ZOOM = """
-.zoom figcaption { display: flex; flex-wrap: wrap; gap: .1rem .8rem; align-items: baseline; min-height: 3.1em; align-content: start; }
+.zoom figcaption { display: flex; flex-wrap: wrap; gap: .1rem .8rem; align-items: baseline;
+  min-height: 3.1em; align-content: start; }
 .zoom output { color: var(--soft); font-size: .87em; }
 .zoom .tools { margin-left: auto; white-space: nowrap; }
-.zoom button { min-width: 2rem; min-height: 1.8rem; margin-left: .25rem; padding: 0 .5em; font: inherit; color: var(--soft);
+.zoom button { min-width: 2rem; min-height: 1.8rem; margin-left: .25rem; padding: 0 .5em; font: inherit;
+  color: var(--soft);
   background: none; border: 1px solid var(--line); border-radius: 6px; cursor: pointer; }
 .zoom svg { touch-action: pan-y; cursor: crosshair; user-select: none; -webkit-user-select: none; }
 .zoom .lines path { opacity: 1; stroke-width: 1.5; stroke: var(--mark); }
@@ -69,24 +78,32 @@ _ZOOM = """
 .zoom .lines path.parent { stroke: var(--wait); stroke-dasharray: 4 3; }
 .zoom .lines path.l1 { stroke: var(--bad); } .zoom .lines path.l2 { stroke: var(--good); }
 .zoom .lines path.l3 { stroke: var(--wait); } .zoom .lines path.l4 { stroke: var(--ink); }
-.zoom .band { fill: var(--best); opacity: .18; } .zoom .needle { stroke: var(--soft); stroke-width: 1; pointer-events: none; }
+.zoom .band { fill: var(--best); opacity: .18; } .zoom .needle { stroke: var(--soft); stroke-width: 1;
+  pointer-events: none; }
 span.key { font-size: .87em; color: var(--soft); white-space: nowrap; }
-span.key::before { content: ""; display: inline-block; width: 1.1em; height: 0; margin-right: .35em; vertical-align: .25em;
+span.key::before { content: ""; display: inline-block; width: 1.1em; height: 0; margin-right: .35em;
+  vertical-align: .25em;
   border-top: 2px solid var(--mark); }
-span.key.own::before { border-color: var(--best); } span.key.parent::before { border-top: 2px dashed var(--wait); }
+span.key.own::before { border-color: var(--best); } span.key.parent::before {
+  border-top: 2px dashed var(--wait); }
 span.key.l1::before { border-color: var(--bad); } span.key.l2::before { border-color: var(--good); }
 span.key.l3::before { border-color: var(--wait); } span.key.l4::before { border-color: var(--ink); }
-.standing .own circle { fill: var(--best); } .standing .best circle { fill: none; stroke: var(--best); stroke-width: 2; }
+.standing .own circle { fill: var(--best); } .standing .best circle { fill: none; stroke: var(--best);
+  stroke-width: 2; }
 """
 
 # %% ../../nbs/26h_reporting.look.ipynb #f85d1eb2
 _PLACES = """
 @media screen and (max-width: 40rem) { body { padding: 1.25rem 1rem 2rem; } h1 { font-size: 1.4rem; }
-  h2 { margin-top: 2.2rem; } .spent { grid-template-columns: 1fr 1fr; } .spent > .name { grid-column: 1 / -1; margin-top: .5rem; }
-  .figures { grid-template-columns: 1fr 1fr; } .figures dd:not(.soft) { font-size: 1.2rem; } .zoom svg text { font-size: 15px; }
+  h2 { margin-top: 2.2rem; } .spent { grid-template-columns: 1fr 1fr; } .spent > .name {
+  grid-column: 1 / -1; margin-top: .5rem; }
+  .figures { grid-template-columns: 1fr 1fr; } .figures dd:not(.soft) { font-size: 1.2rem; }
+  .zoom svg text { font-size: 15px; }
   .about { flex-direction: column; } th, td { padding: .35rem .5rem; } }
-@media print { .tools, .tip, nav, output { display: none !important; } .outputs { max-height: none; overflow: visible; }
-  .cell, .zoom, pre { break-inside: avoid; } .cell:has(pre) { break-inside: auto; } details { display: none; }
+@media print { .tools, .tip, nav, output { display: none !important; } .outputs { max-height: none;
+  overflow: visible; }
+  .cell, .zoom, pre { break-inside: avoid; } .cell:has(pre) { break-inside: auto; } details {
+  display: none; }
   .spent i { print-color-adjust: exact; } img { max-height: 18cm; } h2 { margin-top: 1.5rem; }
   th, td { padding: .2rem .5rem; font-size: 10px; } }
 """

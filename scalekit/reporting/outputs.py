@@ -55,7 +55,9 @@ def _draw(output: Mapping[str, Any], budget: Budget) -> Markup | None:
         return _draw_text(_join(output.get("text")), "err" if output.get("name") == "stderr" else None)
     if kind == "error":
         trace = output.get("traceback")
-        lines = trace if isinstance(trace, list) and trace else [f"{output.get('ename')}: {output.get('evalue')}"]
+        lines = (
+            trace if isinstance(trace, list) and trace else [f"{output.get('ename')}: {output.get('evalue')}"]
+        )
         return _draw_text("\n".join(map(str, lines)), "err trace")
     data = output.get("data")
     return _draw_data(data, budget) if isinstance(data, Mapping) else None
@@ -64,10 +66,14 @@ def _draw(output: Mapping[str, Any], budget: Budget) -> Markup | None:
 def _draw_data(data: Mapping[str, Any], budget: Budget) -> Markup | None:
     plain = _join(data.get("text/plain"))
     for mime in PICTURES:
-        if mime in data and (picture := draw_picture(mime, _join(data[mime]), shorten(plain, 3, 200), budget.most)):
+        if mime in data and (
+            picture := draw_picture(mime, _join(data[mime]), shorten(plain, 3, 200), budget.most)
+        ):
             return tag("div", picture, class_="picture")
     if any(mime in data for mime in PICTURES):
-        return tag("p", f"A picture of {human_bytes(_measure({'data': data}))} is left out here.", class_="soft")
+        return tag(
+            "p", f"A picture of {human_bytes(_measure({'data': data}))} is left out here.", class_="soft"
+        )
     for mime, clean in (("text/html", clean_html), ("text/markdown", clean_markdown)):
         if mime in data and shows_something(shown := clean(_join(data[mime]))):
             cut = len(_join(data[mime])) > MOST_HTML

@@ -38,11 +38,16 @@ def draw_page(
     links = [tag("a", title, href=f"#{anchor}") for anchor, title in map(_find_title, sections)]
     tags = [tag("span", one, class_="tag") for one in story.row.get("tags") or ()]
     head = tag(
-        "header", tag("h1", name), tag("p", tag("code", story.row["run_id"]), _link_notebook(story, folder), class_="soft"),
-        tag("p", say_state(story), class_="summary"), tag("p", tags) if tags else None, tag("nav", links, aria_label="Parts"),
-    )  # fmt: skip
+        "header",
+        tag("h1", name),
+        tag("p", tag("code", story.row["run_id"]), _link_notebook(story, folder), class_="soft"),
+        tag("p", say_state(story), class_="summary"),
+        tag("p", tags) if tags else None,
+        tag("nav", links, aria_label="Parts"),
+    )
     foot = tag("footer", f"Written {write_moment(utc_now())} UTC by scalekit {__version__}", class_="soft")
-    return _document(f"{name} {story.row['run_id']}", join(head, tag("main", draw_figures(story), sections), foot))
+    body = join(head, tag("main", draw_figures(story), sections), foot)
+    return _document(f"{name} {story.row['run_id']}", body)
 
 # %% ../../nbs/26m_reporting.page.ipynb #1df2304b
 def _find_title(section: Markup) -> tuple[str, str]:
@@ -54,7 +59,8 @@ def _find_title(section: Markup) -> tuple[str, str]:
 def _link_notebook(story: Story, folder: Path | None) -> Markup | None:
     if folder is None or story.notebook_problem:
         return None
-    return join(" · ", tag("a", "Executed notebook", href=quote(os.path.relpath(story.bundle.notebook, folder))))
+    way = quote(os.path.relpath(story.bundle.notebook, folder))
+    return join(" · ", tag("a", "Executed notebook", href=way))
 
 
 def _document(title: str, body: Markup) -> str:
@@ -68,7 +74,8 @@ def _document(title: str, body: Markup) -> str:
         tag("title", title),
         tag("style", Markup(RUN_STYLE)),
     )
-    return f"<!doctype html>\n{tag('html', head, tag('body', body, tag('script', Markup(ZOOM))), lang='en')}\n"
+    page = tag("html", head, tag("body", body, tag("script", Markup(ZOOM))), lang="en")
+    return f"<!doctype html>\n{page}\n"
 
 # %% ../../nbs/26m_reporting.page.ipynb #c6ce1918
 def write_run_page(

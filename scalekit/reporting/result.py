@@ -27,7 +27,10 @@ def draw_table(
     "A table; numbers stand to the right"
     lines = [tag("tr", [_draw_cell(cell) for cell in row]) for row in rows]
     is_number = [bool(rows) and all(_is_number(row[at]) for row in rows) for at in range(len(heads))]
-    head = [tag("th", text, scope="col", class_="n" if n else None) for text, n in zip(heads, is_number, strict=True)]
+    head = [
+        tag("th", text, scope="col", class_="n" if n else None)
+        for text, n in zip(heads, is_number, strict=True)
+    ]
     table = tag("table", tag("thead", tag("tr", head)), tag("tbody", lines))
     return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label=label)
 
@@ -56,9 +59,17 @@ def draw_parameters(
     rows = []
     for name in names:
         value = read_value(story.row, name) if name in given else story.defaults[name]
-        row = [clip(name, 80), _show(value), tag("td", "given" if name in given else "default", class_="soft")]
+        row = [
+            clip(name, 80),
+            _show(value),
+            tag("td", "given" if name in given else "default", class_="soft"),
+        ]
         if parent:
-            before = read_value(parent, name) if name in (parent.get("parameters") or {}) else story.defaults.get(name)
+            before = (
+                read_value(parent, name)
+                if name in (parent.get("parameters") or {})
+                else story.defaults.get(name)
+            )
             same = _show(before) == _show(value)
             row.append(tag("td", _show(before), class_="same" if same else None))
         rows.append(row)
@@ -125,7 +136,9 @@ def draw_standing(
     step = max(1, len(scores) // _MOST_DOTS)
     shown = [one for at, one in enumerate(scores) if at % step == 0 or one[1]["run_id"] in (best, own)]
     ticks = range(1, len(rows) + 1) if len(rows) <= _FEW else ()
-    panel = Panel(fit_numbers([1.0, float(len(rows))], ticks), fit_numbers([score for *_, score in scores]), 520, 200)
+    panel = Panel(
+        fit_numbers([1.0, float(len(rows))], ticks), fit_numbers([score for *_, score in scores]), 520, 200
+    )
     marks = []
     for number, row, score in sorted(shown, key=lambda one: one[1]["run_id"] == own):
         kinds = [kind for kind, run in (("best", best), ("own", own)) if row["run_id"] == run]
@@ -135,7 +148,11 @@ def draw_standing(
         marks.append(tag("g", told, dot, class_=" ".join(kinds) or None))
     label = f"{story.goal[1]} of all runs"
     caption = tag("figcaption", tag("b", label), " ", tag("small", "in the order they were made"))
-    return tag("div", tag("figure", caption, panel.draw(label, tag("g", marks, class_="standing"))), class_="grid large")
+    return tag(
+        "div",
+        tag("figure", caption, panel.draw(label, tag("g", marks, class_="standing"))),
+        class_="grid large",
+    )
 
 # %% ../../nbs/26k_reporting.result.ipynb #34897f5d
 _MOST_DOTS = 300
@@ -143,7 +160,7 @@ _FEW = 12  # Up to so many runs each gets its tick
 
 # %% ../../nbs/26k_reporting.result.ipynb #6f6e3cb4
 def draw_slices(
-    value: Any,  # What was recorded as `metrics_by_slice`: the path of a parquet file, a dict or a list of dicts
+    value: Any,  # What was recorded: path of a parquet file, dict of dicts, list of dicts
 ) -> Markup | None:  # None if it is nothing of the kind
     "Metrics of each slice"
     found = _read_table(value)
@@ -169,7 +186,9 @@ def _read_table(value: Any) -> Table | None:
         return _read_parquet(value)
     if isinstance(value, Mapping) and value and all(isinstance(row, Mapping) for row in value.values()):
         names = list(dict.fromkeys(str(name) for row in value.values() for name in row))
-        return ["slice", *names], [[str(key), *(row.get(name) for name in names)] for key, row in value.items()]
+        return ["slice", *names], [
+            [str(key), *(row.get(name) for name in names)] for key, row in value.items()
+        ]
     if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
         names = list(dict.fromkeys(str(name) for row in value for name in row))
         return names, [[row.get(name) for name in names] for row in value]

@@ -14,7 +14,7 @@ from typing import Any
 from ..bundle import Bundle
 from ..core import human_bytes, human_seconds
 from ..events import StoreError
-from ..listing import count, write_money, write_moment
+from ..listing import count, write_moment, write_money
 from ..markup import Markup, join, tag
 from ..ranking import read_score
 from .card import Statement
@@ -72,7 +72,10 @@ def _say_rivals(story: Story) -> str:
     best, parent = (row and row["run_id"] for row in (story.best, story.parent))
     if best and best == parent:
         return f"The best other run, {best}, is also the one before."
-    named = {"The best other run": best, "The run it goes on with" if story.asked.get("resumed") else "The one before": parent}
+    named = {
+        "The best other run": best,
+        "The run it goes on with" if story.asked.get("resumed") else "The one before": parent,
+    }
     return " ".join(f"{name} is {run_id}." for name, run_id in named.items() if run_id)
 
 
@@ -92,7 +95,11 @@ def draw_figures(
     parts = [_figure("state", row["state"], clip(_say_ended(row), 60), _STATE_CLASS.get(row["state"]))]
     score = read_score(row, story.goal)
     if story.goal and score is not None:
-        of = f"{story.rank} of {len(story.ranked)}" if story.rank and len(story.ranked) > 1 else f"to {story.goal[0]}"
+        of = (
+            f"{story.rank} of {len(story.ranked)}"
+            if story.rank and len(story.ranked) > 1
+            else f"to {story.goal[0]}"
+        )
         parts.append(_figure(story.goal[1], show_value(score), of, "best" if story.rank == 1 else None))
     if row.get("seconds") is not None:
         n_run = sum(cell.mark.get("status") == "completed" for cell in story.cells)
@@ -129,7 +136,9 @@ def _draw_gpus(story: Story) -> Markup:
     shares = {name: [value for _, value in points if value is not None]
               for name, points in story.system.items() if name.endswith("/utilization")}  # fmt: skip
     if not shares:
-        return _figure("GPU", "none" if story.system else "unknown", "seen" if story.system else "nothing was measured")
+        return _figure(
+            "GPU", "none" if story.system else "unknown", "seen" if story.system else "nothing was measured"
+        )
     hours = len(shares) * (story.row.get("seconds") or 0.0) / 3600
     busy = fmean(fmean(values) for values in shares.values() if values)
     return _figure("GPU", f"{len(shares)}", f"busy {busy:.0%}, {hours:.2g} GPU hours")
@@ -145,7 +154,14 @@ def _draw_failure(story: Story, room: Room) -> Markup | None:
     error = str(row.get("error") or "no reason is known")
     parts: list[Any] = [tag("div", tag("pre", clip(error, 2000)), class_="reason")]
     if cell:
-        parts.append(tag("p", "It stands in ", tag("a", f"cell {cell.number}", href=f"#c{cell.number}"), f": {cell.title}"))
+        parts.append(
+            tag(
+                "p",
+                "It stands in ",
+                tag("a", f"cell {cell.number}", href=f"#c{cell.number}"),
+                f": {cell.title}",
+            )
+        )
         parts += [draw_output(output, room.outputs) for output in _find_last_words(cell)]
     again = f"scalekit run {row.get('notebook')} --resume {row['run_id']}"
     if row["state"] in ("failed", "preempted", "cancelled"):
@@ -179,8 +195,12 @@ def _draw_curves(story: Story, room: Room) -> Markup | None:
         lines = [*behind, Line("this run", story.curves[name])]
         figures.append(draw_chart(name, lines, carried=min(CARRIED, room.points // n_lines)))
     more = f"Not drawn: {', '.join(map(clip, names[room.charts :]))}." if len(names) > len(shown) else None
-    tip = tag("p", "Drag over a stretch to look closer; a double click shows all of it again.", class_="soft tip")
-    return join(tip, tag("div", figures, class_="grid large"), tag("p", more, class_="soft") if more else None)
+    tip = tag(
+        "p", "Drag over a stretch to look closer; a double click shows all of it again.", class_="soft tip"
+    )
+    return join(
+        tip, tag("div", figures, class_="grid large"), tag("p", more, class_="soft") if more else None
+    )
 
 
 def _find_rivals(story: Story) -> list[tuple[str, str, Mapping[str, Any]]]:
@@ -198,7 +218,11 @@ _MOST_BARS = 30
 
 
 def _draw_spent(story: Story) -> Markup | None:
-    timed = [(cell, seconds) for cell in story.cells if (seconds := as_number(cell.mark.get("seconds"))) is not None]
+    timed = [
+        (cell, seconds)
+        for cell in story.cells
+        if (seconds := as_number(cell.mark.get("seconds"))) is not None
+    ]
     longest = sorted(timed, key=lambda one: -one[1])[:_MOST_BARS]
     kept = {cell.number for cell, _ in longest}
     shown = [one for one in timed if one[0].number in kept]
@@ -208,7 +232,11 @@ def _draw_spent(story: Story) -> Markup | None:
     memory = max((as_number(cell.mark.get("memory")) or 0.0 for cell, _ in shown), default=0.0)
     rows = [part for cell, seconds in shown for part in _draw_bars(cell, seconds, most, memory)]
     rest = sum(seconds for _, seconds in timed) - sum(seconds for _, seconds in shown)
-    more = f"{count(len(timed) - len(shown), 'cell')} more took {human_seconds(rest)} together." if len(timed) > len(shown) else ""
+    more = (
+        f"{count(len(timed) - len(shown), 'cell')} more took {human_seconds(rest)} together."
+        if len(timed) > len(shown)
+        else ""
+    )
     return join(tag("div", rows, class_="spent"), tag("p", more, class_="soft") if more else None)
 
 
@@ -217,7 +245,14 @@ def _draw_bars(cell: ShownCell, seconds: float, most: float, memory: float) -> l
     cpu = as_number(cell.mark.get("cpu_seconds"))
     kind = "time failed" if cell.has_failed else "time"
     told = f"{human_seconds(cpu)} of CPU" if cpu is not None else None
-    name = tag("a", f"{cell.number} ", tag("code", cell.title), href=f"#c{cell.number}", class_="name", title=cell.title)
+    name = tag(
+        "a",
+        f"{cell.number} ",
+        tag("code", cell.title),
+        href=f"#c{cell.number}",
+        class_="name",
+        title=cell.title,
+    )
     time = tag("span", _bar(seconds / most), human_seconds(seconds), class_=f"bar {kind}", title=told)
     size = tag("span", *((_bar(used / memory), human_bytes(used)) if used and memory else ()), class_="bar")
     return [name, time, size]
@@ -227,7 +262,12 @@ def _bar(share: float) -> Markup:
     return tag("i", style=f"width:{100 * max(0.0, min(1.0, share)) * 0.65:.1f}%")
 
 # %% ../../nbs/26l_reporting.sections.ipynb #e9b609d8
-_TITLES = {"cpu": "cores in use", "memory": "memory of the kernel", "utilization": "share of GPUs in use", "gpu": "memory of GPUs"}
+_TITLES = {
+    "cpu": "cores in use",
+    "memory": "memory of the kernel",
+    "utilization": "share of GPUs in use",
+    "gpu": "memory of GPUs",
+}
 _KINDS = ("own", "l1", "l2", "l3", "l4")
 
 
@@ -241,7 +281,10 @@ def _draw_machine(story: Story, room: Room) -> Markup | None:
     for title, names in list(charts.items())[: room.charts]:
         shown = names[: len(_KINDS)]
         unit = "bytes" if names[0].rpartition("/")[2] == "memory" else "number"
-        lines = [Line(name.partition("/")[0], story.system[name], kind) for name, kind in zip(shown, _KINDS, strict=False)]
+        lines = [
+            Line(name.partition("/")[0], story.system[name], kind)
+            for name, kind in zip(shown, _KINDS, strict=False)
+        ]
         more = f", the first {len(shown)} of {len(names)}" if len(names) > len(shown) else ""
         figures.append(draw_chart(title + more, lines, "clock", unit, min(CARRIED, room.points // 20)))
     return tag("div", figures, class_="grid large") if figures else None
@@ -253,7 +296,11 @@ def _draw_card(story: Story, room: Room) -> Markup:
 
 
 def _draw_name(one: Statement) -> Markup:
-    origin = tag("span", f" {one.origin}", class_="soft") if one.origin != "card" and one.text is not None else None
+    origin = (
+        tag("span", f" {one.origin}", class_="soft")
+        if one.origin != "card" and one.text is not None
+        else None
+    )
     return tag("dt", clip(one.name, 80), origin)
 
 
@@ -265,7 +312,11 @@ def _draw_statement(one: Statement, story: Story, room: Room) -> Markup:
     if one.name == "Data":
         found = draw_pairs(list(story.data.items()), "values")
     elif one.name == "Metrics":
-        numbers = [(name, value) for name, value in (story.row.get("metrics") or {}).items() if as_number(value) is not None]
+        numbers = [
+            (name, value)
+            for name, value in (story.row.get("metrics") or {}).items()
+            if as_number(value) is not None
+        ]
         found = draw_pairs(numbers[:_MOST_NUMBERS], "values")
     elif one.name == "Metrics by slice":
         try:
@@ -286,9 +337,15 @@ _MOST_FILES = 200
 def _draw_files(story: Story) -> Markup | None:
     if not story.files:
         return None
-    rows = [(one.kind, clip(one.name, 120), tag("td", human_bytes(one.size), class_="n")) for one in story.files[:_MOST_FILES]]
-    total = f"{count(len(story.files), 'file')}, {human_bytes(sum(one.size for one in story.files))}"
-    return join(tag("p", total, class_="soft"), draw_table(("", "name", "size"), rows, "Artifacts and checkpoints"))
+    rows = [
+        (one.kind, clip(one.name, 120), tag("td", human_bytes(one.size), class_="n"))
+        for one in story.files[:_MOST_FILES]
+    ]
+    size = human_bytes(sum(one.size for one in story.files))
+    total = f"{count(len(story.files), 'file')}, {size}"
+    return join(
+        tag("p", total, class_="soft"), draw_table(("", "name", "size"), rows, "Artifacts and checkpoints")
+    )
 
 
 def list_code_facts(
@@ -297,12 +354,13 @@ def list_code_facts(
     "By what code, where and when"
     asked, code = story.asked, story.asked.get("code") or {}
     state = next((event for event in story.events if event.get("state") == "running"), {})
-    changed = {True: "changed files that are not committed", False: "nothing changed"}.get(code.get("changed"))
+    changed = "changed files that are not committed" if code.get("changed") else "nothing changed"
     told = {
         "notebook": asked.get("notebook"), "SHA-256": asked.get("notebook_sha256"),
         "commit": f"{code['commit']}, {changed}" if code.get("commit") else "no git repository",
         "sweep": asked.get("sweep"), "goes on with": asked.get("resumed"), "attempt": asked.get("attempt"),
-        "profile": asked.get("profile"), "host": state.get("host"), "asked": write_moment(asked.get("created")),
+        "profile": asked.get("profile"), "host": state.get("host"),
+        "asked": write_moment(asked.get("created")),
         "started": write_moment(story.row.get("started")), "ended": write_moment(story.row.get("ended")),
         "scalekit": asked.get("scalekit"),
     }  # fmt: skip
@@ -311,15 +369,19 @@ def list_code_facts(
 
 def _draw_code(story: Story) -> Markup:
     notes = [str(event.get("text")) for event in story.events if event.get("event") == "note"][:_MOST_NUMBERS]
-    return join(draw_pairs(list_code_facts(story), "about"), [tag("p", clip(note, 400), class_="soft") for note in notes])
+    return join(
+        draw_pairs(list_code_facts(story), "about"),
+        [tag("p", clip(note, 400), class_="soft") for note in notes],
+    )
 
 
 def _draw_environment(story: Story) -> Markup | None:
     head, packages = story.environment
     if not packages:
         return None
+    names = [tag("div", f"{name} {version}") for name, version in packages.items()]
     listed = tag("details", tag("summary", f"All {count(len(packages), 'package')}"),
-                 tag("div", [tag("div", f"{name} {version}") for name, version in packages.items()], class_="packages"))  # fmt: skip
+                 tag("div", names, class_="packages"))  # fmt: skip
     return join(tag("p", head), _compare_packages(story, packages), listed)
 
 
@@ -343,7 +405,7 @@ def draw_story(
     cells = draw_cells(story.cells, room.outputs, room.folded)
     metrics, standing = draw_metrics(story), draw_standing(story)
     sections = [
-        _section("What went wrong", "failure", _draw_failure(story, room)) if story.row["state"] != "succeeded" else None,
+        _section("What went wrong", "failure", _draw_failure(story, room)),
         _section("Notes", "notes", tag("p", str(notes), class_="note") if notes else None),
         _section("Result", "result", join(metrics, standing), _say_rivals(story)),
         _section("Curves", "curves", _draw_curves(story, room)),

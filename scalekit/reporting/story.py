@@ -70,7 +70,9 @@ def list_relatives(
     return [row for row in rows if row["notebook"] == notebook and row["run_id"] != bundle.run_id]
 
 # %% ../../nbs/26j_reporting.story.ipynb #66ece1d7
-def _find_parent(asked: Mapping[str, Any], row: Mapping[str, Any], others: Sequence[dict[str, Any]]) -> dict | None:
+def _find_parent(
+    asked: Mapping[str, Any], row: Mapping[str, Any], others: Sequence[dict[str, Any]]
+) -> dict | None:
     if resumed := asked.get("resumed"):
         return next((other for other in others if other["run_id"] == resumed), None)
     earlier = [other for other in others if other["run_id"] < row["run_id"]
@@ -82,7 +84,11 @@ def read_system(
     events: Sequence[Mapping[str, Any]],  # Of a run
 ) -> dict[str, Points]:  # By name; seconds since the run began, and the value
     "Curves of the machine"
-    told = [event for event in events if event.get("event") == "system" and isinstance(event.get("values"), Mapping)]
+    told = [
+        event
+        for event in events
+        if event.get("event") == "system" and isinstance(event.get("values"), Mapping)
+    ]
     started = next((event["time"] for event in events if event.get("state") == "running"), None)
     curves: dict[str, Points] = {}
     for event in told:
@@ -106,7 +112,12 @@ def _read_training(bundle: Bundle) -> dict[str, Any]:
     for path in sorted(manifests, key=lambda path: path.stat().st_mtime, reverse=True)[:3]:
         try:
             about = json.loads(path.read_bytes()[:_LARGEST])["manifest"]["about"]["training"]
-        except (OSError, ValueError, KeyError, TypeError):  # of another kind of checkpoint, which tells nothing here
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # of another kind of checkpoint, which tells nothing here
             continue
         if isinstance(about, dict):
             return about
@@ -141,7 +152,8 @@ class Story:
         self,
         bundle: Bundle,
         goal: Goal | None = None,  # What makes a run better; default: what the metrics' names suggest
-        others: Sequence[dict[str, Any]] | None = None,  # Rows to compare with; default: all of the same notebook
+        others: Sequence[dict[str, Any]]
+        | None = None,  # Rows to compare with; default: all of the same notebook
     ) -> None:
         self.bundle, self._goal, self._others = bundle, goal, others
         self.asked, self.events = bundle.asked, bundle.events()
@@ -154,7 +166,11 @@ class Story:
 
     @cached_property
     def goal(self) -> Goal | None:
-        return self._goal or find_goal([self.row, *self.others]) or find_goal([{**self.row, "state": "succeeded"}])
+        return (
+            self._goal
+            or find_goal([self.row, *self.others])
+            or find_goal([{**self.row, "state": "succeeded"}])
+        )
 
     @cached_property
     def ranked(self) -> list[dict[str, Any]]:
@@ -218,7 +234,12 @@ class Story:
             return {}
         try:
             return _keep_curves(Bundle(row["path"]).curves())
-        except (StoreError, KeyError, TypeError, AttributeError):  # the page is about this run, not about that one
+        except (
+            StoreError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ):  # the page is about this run, not about that one
             return {}
 
     @cached_property
@@ -261,4 +282,6 @@ class Story:
 # %% ../../nbs/26j_reporting.story.ipynb #f5c72142
 def _keep_curves(logged: Mapping[str, Sequence[tuple[Any, Any]]]) -> dict[str, Points]:
     curves = {name: read_points(points) for name, points in logged.items()}
-    return {name: points for name, points in curves.items() if sum(value is not None for _, value in points) > 1}
+    return {
+        name: points for name, points in curves.items() if sum(value is not None for _, value in points) > 1
+    }

@@ -19,7 +19,8 @@ const make = (name, attributes, text) => {
 };
 const short = value => {
   const size = Math.abs(value);
-  const text = size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(2) : String(+value.toPrecision(5));
+  const isOdd = size !== 0 && (size < 1e-3 || size >= 1e6);
+  const text = isOdd ? value.toExponential(2) : String(+value.toPrecision(5));
   return text.replace("-", "\\u2212");
 };
 const clock = seconds => {
@@ -32,7 +33,8 @@ const bytes = size => {
   const power = Math.max(0, Math.min(4, Math.floor(Math.log2(Math.max(size, 1)) / 10)));
   return `${+(size / 1024 ** power).toPrecision(3)} ${["B", "KiB", "MiB", "GiB", "TiB"][power]}`;
 };
-const write = (value, unit) => unit === "clock" ? clock(value) : unit === "bytes" ? bytes(value) : short(value);
+const writers = {clock, bytes};
+const write = (value, unit) => (writers[unit] ?? short)(value);
 const round = (low, high, count, unit) => {
   const rough = (high - low) / count, base = unit === "bytes" ? 2 : 10;
   const decade = base ** Math.floor(Math.log(rough) / Math.log(base));
@@ -69,9 +71,13 @@ class Chart {
     }));
     return this.lines;
   }
-  across(x) { return this.left + (x - this.view[0]) / (this.view[1] - this.view[0]) * (this.right - this.left); }
-  down(y) { return this.bottom - (y - this.view[2]) / (this.view[3] - this.view[2]) * (this.bottom - this.top); }
-  at(place) { return this.view[0] + (place - this.left) / (this.right - this.left) * (this.view[1] - this.view[0]); }
+  get wide() { return this.right - this.left; }
+  get span() { return this.view[1] - this.view[0]; }
+  across(x) { return this.left + (x - this.view[0]) / this.span * this.wide; }
+  down(y) {
+    return this.bottom - (y - this.view[2]) / (this.view[3] - this.view[2]) * (this.bottom - this.top);
+  }
+  at(place) { return this.view[0] + (place - this.left) / this.wide * this.span; }
   place(event) {
     const box = this.svg.getBoundingClientRect();
     const width = this.svg.viewBox.baseVal.width;
@@ -95,7 +101,8 @@ class Chart {
     this.figure.classList.add("zoomed");
   }
   cut(line, low, high) {
-    const between = ([x0, y0], [x1, y1], x) => [x, y0 === null || y1 === null ? null : y0 + (y1 - y0) * (x - x0) / (x1 - x0)];
+    const between = ([x0, y0], [x1, y1], x) =>
+      [x, y0 === null || y1 === null ? null : y0 + (y1 - y0) * (x - x0) / (x1 - x0)];
     const seen = [];
     line.forEach((at, number) => {
       const before = line[number - 1];
@@ -108,7 +115,10 @@ class Chart {
   trace(line) {
     let path = "", isDown = false;
     for (const [x, y] of line) {
-      if (y !== null) path += `${isDown ? "L" : "M"}${this.across(x).toFixed(1)} ${this.down(y).toFixed(1)}${isDown ? "" : "h0"}`;
+      if (y !== null) {
+        const at = `${this.across(x).toFixed(1)} ${this.down(y).toFixed(1)}`;
+        path += isDown ? `L${at}` : `M${at}h0`;
+      }
       isDown = y !== null;
     }
     return path;
@@ -118,10 +128,14 @@ class Chart {
     for (const y of round(y0, y1, 5, this.yUnit)) {
       const height = this.down(y);
       parts.push(make("line", {x1: this.left, x2: this.right, y1: height, y2: height}));
-      parts.push(make("text", {x: this.left - 6, y: height + 4, class: "y"}, write(this.unbend(y, this.yUnit), this.yUnit)));
+      const told = write(this.unbend(y, this.yUnit), this.yUnit);
+      parts.push(make("text", {x: this.left - 6, y: height + 4, class: "y"}, told));
     }
-    for (const x of round(x0, x1, 5, this.xUnit))
-      parts.push(make("text", {x: this.across(x), y: this.svg.viewBox.baseVal.height - 6, class: "x"}, write(this.unbend(x, this.xUnit), this.xUnit)));
+    const foot = this.svg.viewBox.baseVal.height - 6;
+    for (const x of round(x0, x1, 5, this.xUnit)) {
+      const told = write(this.unbend(x, this.xUnit), this.xUnit);
+      parts.push(make("text", {x: this.across(x), y: foot, class: "x"}, told));
+    }
     this.axes.replaceChildren(...parts);
   }
   reset() {
@@ -135,14 +149,17 @@ class Chart {
   }
   tell(place) {
     const x = this.at(place), told = [];
+    const isNearer = (at, best) => !best || Math.abs(at[0] - x) < Math.abs(best[0] - x);
     this.read().forEach((line, number) => {
-      const near = line.reduce((best, at) => at[1] !== null && (!best || Math.abs(at[0] - x) < Math.abs(best[0] - x)) ? at : best, null);
+      const near = line.reduce((best, at) => at[1] !== null && isNearer(at, best) ? at : best, null);
       if (near) told.push([number, near]);
     });
     if (!told.length) return "";
     const step = told[told.length - 1][1][0];
-    const values = told.reverse().map(([number, [, y]]) =>
-      `${told.length > 1 ? this.paths[number].dataset.name + " " : ""}${write(this.unbend(y, this.yUnit), this.yUnit)}`);
+    const values = told.reverse().map(([number, [, y]]) => {
+      const name = told.length > 1 ? `${this.paths[number].dataset.name} ` : "";
+      return name + write(this.unbend(y, this.yUnit), this.yUnit);
+    });
     return `${write(this.unbend(step, this.xUnit), this.xUnit)}: ${values.join(", ")}`;
   }
 }
@@ -158,7 +175,8 @@ for (const figure of document.querySelectorAll("figure.zoom")) {
   svg.append(needle, band);
   const told = document.createElement("output"), tools = document.createElement("span");
   tools.className = "tools";
-  for (const [sign, name, act] of [["\\u2212", "Show more", () => chart.scale(2)], ["+", "Look closer", () => chart.scale(0.5)],
+  for (const [sign, name, act] of [["\\u2212", "Show more", () => chart.scale(2)],
+                                   ["+", "Look closer", () => chart.scale(0.5)],
                                    ["All", "Show all of it", () => chart.reset()]]) {
     const button = document.createElement("button");
     button.textContent = sign;

@@ -18,7 +18,13 @@ def do_report(args: argparse.Namespace) -> int:
     page = report(args.what, args.output, goal=args.goal, notebook=args.notebook, store=args.store)
     book = page.with_suffix(".ipynb")
     if args.json:
-        print_json({"page": str(page), "notebook": str(book) if book.exists() else None, "bytes": page.stat().st_size})
+        print_json(
+            {
+                "page": str(page),
+                "notebook": str(book) if book.exists() else None,
+                "bytes": page.stat().st_size,
+            }
+        )
     else:
         print(near(page))
         if args.notebook:
@@ -36,9 +42,13 @@ def add_report(
     "Its words"
     verb.add_argument(
         "what", metavar="RUN|SWEEP|QUERY", nargs="?", default="latest",
-        help="a run or a sweep, by its id or a part of it; a condition, as \"metrics.accuracy > 0.97\"; default: latest run",
+        help='its id or a part of it, or a condition, as "metrics.accuracy > 0.97"; default: the latest run',
     )  # fmt: skip
-    verb.add_argument("-o", "--output", metavar="FILE", help="the page; default: in the folder of the run or the sweep")
+    verb.add_argument(
+        "-o", "--output", metavar="FILE", help="the page; default: in the folder of the run or the sweep"
+    )
     verb.add_argument("--goal", metavar="TEXT", help='what makes a run better, as "maximize accuracy"')
-    verb.add_argument("--notebook", action="store_true", help="write a notebook of the same content beside it")
+    verb.add_argument(
+        "--notebook", action="store_true", help="write a notebook of the same content beside it"
+    )
     verb.add_argument("--open", action="store_true", help="open the page in a browser")
