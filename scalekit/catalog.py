@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +20,7 @@ from .events import StoreError, promise
 from scalekit.index import (
     Index,
     IndexLost,
+    Range,
     drop_rows,
     put_heard,
     put_rows,
@@ -85,6 +86,7 @@ class Catalog:
         self,
         limit: int | None = None,
         notebook: str | None = None,  # As in run.json, or its bare name
+        ranges: Sequence[Range] = (),  # As for `select_rows`
         **where: Any,  # Searched columns
     ) -> list[dict[str, Any]]:  # Newest first
         "Rows that agree with the folder"
@@ -92,7 +94,7 @@ class Catalog:
         def select(db: "Connection") -> list[dict[str, Any]]:
             self._refresh(db)
             named = _spellings(notebook, select_notebooks(db)) if notebook else None
-            return select_rows(db, limit, notebook=named, **where)
+            return select_rows(db, limit, ranges, notebook=named, **where)
 
         rows = self._session(select) if self._names() else []
         for row in rows:

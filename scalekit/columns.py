@@ -187,7 +187,7 @@ def sort_rows(
     "Put rows in order; raises `BadQuery` for a column that no row has"
     keys = _split(sort) if isinstance(sort, str) else list(sort)
     ordered = list(rows)
-    for key in reversed(keys):
+    for key in reversed(keys):  # the last first, since sorting keeps what is equal in its order
         name = key.strip()
         get = make_getter(_find_column(name.removeprefix("-"), rows))
         values = [(get(row), row) for row in ordered]

@@ -8,6 +8,7 @@ __all__ = ['parse_span', 'ago', 'Where']
 # %% ../nbs/24c_condition.ipynb #0ef215b0
 import ast
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from scalekit.columns import (
     spell,
     suggest_column,
 )
+from .index import Range
 from scalekit.logic import (
     ARITHMETIC,
     FUNCTIONS,
@@ -274,11 +276,9 @@ class Where:
 
     @property
     def equalities(self) -> dict[str, tuple[str, ...]]:  # Values by column
-        "What an index can look up: columns that must have one of some values for the condition to be true"
+        "Columns that must have one of some texts for the condition to be true; an index can look them up"
         found: dict[str, tuple[str, ...]] = {}
-        tree = self._tree
-        parts = tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]
-        for part in parts:
+        for part in self._parts:
             match part:
                 case ast.Compare(left=ast.Name(id=name), ops=[ast.Eq()], comparators=[ast.Constant() as one]):
                     values = [one.value]
@@ -291,7 +291,31 @@ class Where:
                 found.setdefault(name, texts)
         return found
 
+    @property
+    def ranges(self) -> list[Range]:
+        "Ranges that numbers must be in for the condition to be true"
+        found = []
+        for part in self._parts:
+            match part:
+                case ast.Compare(left=left, ops=[op], comparators=[ast.Constant(int() | float() as end)]):
+                    ends, path = _ENDS.get(type(op)), find_path(left)
+                    if ends and path and len(path) <= 2 and abs(end) < _EXACT:
+                        least, most = ends
+                        found.append((path, end if least is None else least, end if most is None else most))
+        return found
+
+    @property
+    def _parts(self) -> list[ast.expr]:
+        "Conditions of which all must be true"
+        tree = self._tree
+        return tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]
+
 # %% ../nbs/24c_condition.ipynb #e5135a0f
+_EXACT = 2**53  # Below it a float holds a whole number
+_ENDS: dict[type, tuple[float | None, float | None]] = {  # Where a range begins and ends; `None`: there
+    ast.Gt: (None, math.inf), ast.GtE: (None, math.inf), ast.Lt: (-math.inf, None),
+    ast.LtE: (-math.inf, None), ast.Eq: (None, None),
+}  # fmt: skip
 _SAYS = {"number": "a number", "text": "a text", "list": "a list", "dict": "a table"}
 
 

@@ -7,10 +7,12 @@ __all__ = ['select', 'find_runs', 'find_frame']
 
 # %% ../nbs/24d_query.ipynb #5e822bf7
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .columns import BadQuery, Row, read_columns, sort_rows
 from .condition import Where
+from .index import no_collection
 from .store import Store, frame_rows
 
 if TYPE_CHECKING:
@@ -48,11 +50,12 @@ def find_runs(
     condition = Where(where)
     looked_up = {name: values for name, values in condition.equalities.items() if name in ("state", "sweep")}
     given = {name: value for name, value in filters.items() if value is not None}
-    rows = store.list_runs(**{**looked_up, **given})
-    try:
-        return select(rows, condition, sort, limit)
-    except BadQuery:  # perhaps only because the index has left out the runs that have the name
-        return select(store.list_runs(**given), Where(where), sort, limit)
+    rows = store.list_runs(ranges=condition.ranges, **{**looked_up, **given})
+    with suppress(BadQuery):
+        if found := select(rows, condition, sort, limit):
+            return found
+    # nothing, or a mistake: that can be told only by runs that the index has left out
+    return select(store.list_runs(**given), Where(where), sort, limit)
 
 
 def find_frame(
@@ -64,8 +67,9 @@ def find_frame(
     **filters: Any,
 ) -> "DataFrame":  # One row a run; columns like `metrics.accuracy`
     "Runs that are wanted, as a table"
-    rows = find_runs(store, where, sort, limit, **filters)
-    if columns is None:
-        return frame_rows(rows)
-    paths = read_columns(columns, rows or store.list_runs())
-    return frame_rows(rows, [".".join(path) for path in paths])
+    with no_collection():
+        rows = find_runs(store, where, sort, limit, **filters)
+        if columns is None:
+            return frame_rows(rows)
+        paths = read_columns(columns, rows or store.list_runs())
+        return frame_rows(rows, [".".join(path) for path in paths])

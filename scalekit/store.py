@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from .catalog import Catalog
 from .core import new_run_id, utc_now
 from .events import StoreError, promise
 from .forms import UnreadableValue
+from .index import Range, no_collection
 from .lease import Lease, disk_clock, why_lost
 from .seal import LEASE
 from .summary import ENDED, WrongState, fingerprint
@@ -117,9 +118,10 @@ class Store:
         state: str | tuple[str, ...] | None = None,  # One or several
         sweep: str | None = None,  # Id of the sweep
         notebook: str | None = None,  # As in run.json, or its bare name
+        ranges: Sequence[Range] = (),  # As `(("metrics", "accuracy"), 0.97, math.inf)`, for a first choice
     ) -> list[dict[str, Any]]:  # Newest first
         "Summaries of runs"
-        return self._catalog.list_rows(limit, notebook, state=state, sweep=sweep)
+        return self._catalog.list_rows(limit, notebook, ranges, state=state, sweep=sweep)
 
     def find(
         self,
@@ -219,8 +221,9 @@ def frame_rows(
     "A table of runs, a column for each parameter and metric"
     import pandas as pd
 
-    names = _list_names(rows) if columns is None else columns
-    table = pd.DataFrame({name: _take_column(rows, name) for name in names})
+    with no_collection():
+        names = _list_names(rows) if columns is None else columns
+        table = pd.DataFrame({name: _take_column(rows, name) for name in names})
     for name in ("created", "started", "ended"):
         if name in table:
             table[name] = pd.to_datetime(table[name], utc=True, format="ISO8601")
@@ -231,14 +234,15 @@ _PARTS = ("parameters", "metrics")
 
 
 def _list_names(rows: list[dict[str, Any]]) -> list[str]:
-    own: dict[str, None] = {}
-    parts: dict[str, dict[str, None]] = {part: {} for part in _PARTS}
-    for row in rows:
-        own |= dict.fromkeys(row)
-        for part, names in parts.items():
-            names |= dict.fromkeys(row[part])
-    inner = [f"{part}.{name}" for part, names in parts.items() for name in names]
+    own = _join(rows)
+    inner = [f"{part}.{name}" for part in _PARTS for name in _join([row[part] for row in rows])]
     return [name for name in own if name not in _PARTS] + inner
+
+
+def _join(tables: Iterable[dict[str, Any]]) -> list[str]:
+    "Names in any of them, in their order; most have the same"
+    kinds = dict.fromkeys(map(tuple, tables))
+    return list(dict.fromkeys(name for names in kinds for name in names))
 
 
 def _take_column(rows: list[dict[str, Any]], name: str) -> list[Any]:
@@ -246,7 +250,9 @@ def _take_column(rows: list[dict[str, Any]], name: str) -> list[Any]:
     if part not in _PARTS or not inner:
         return [row.get(name) for row in rows]
     values = [row[part].get(inner) for row in rows]
-    return [_decoded(value) if isinstance(value, dict | list) else value for value in values]
+    if any(kind in (dict, list) for kind in set(map(type, values))):
+        return [_decoded(value) for value in values]
+    return values
 
 
 def _decoded(value: Any) -> Any:

@@ -281,9 +281,35 @@ def test_the_index_looks_up_what_it_can_and_the_rest_is_the_same(store, monkeypa
     )
     where = "sweep == 'a' and state in ['succeeded', 'failed'] and metrics.accuracy > 0.97"
     found = find_runs(store, where)
-    assert asked == [{"sweep": ("a",), "state": ("succeeded", "failed")}]
+    ranges = [(("metrics", "accuracy"), 0.97, math.inf)]
+    assert asked == [{"sweep": ("a",), "state": ("succeeded", "failed"), "ranges": ranges}]
     assert [row["run_id"] for row in found] == [row["run_id"] for row in select(listed(store), where)]
     assert Where("state == 'a' or state == 'b'").equalities == Where("not state == 'a'").equalities == {}
+
+
+def test_the_first_choice_of_the_index_leaves_nothing_out(tmp_path):
+    rng, store = random.Random(3), Store(tmp_path / "runs")
+    odd = [0, 1, 0.1 + 0.2, 0.3, -0.0, 1e-300, 1e300, math.inf, -math.inf, math.nan, True, "0.5", None, 2**63]
+    for number in range(120):
+        bundle = store.create_run({"parameters": {"lr": rng.choice([0.1, {"$decimal.Decimal": ["0.3"]}, 3])}})
+        if rng.random() < 0.9:
+            bundle.append("record", values={"a": rng.choice(odd), 'b"/\\é': number / 7})
+        store.index(bundle)
+    rows = store.list_runs()
+    for _ in range(150):
+        names = ["metrics.a", "parameters.lr", "metrics['b\"/\\\\é']", "seconds"]
+        numbers = ["0", "1", "0.3", "0.30000000000000004", "-1", "1e300", "9223372036854775808", "0.1"]
+        operators = ["<", "<=", ">", ">=", "=="]
+        terms = [f"{rng.choice(names)} {rng.choice(operators)} {rng.choice(numbers)}" for _ in range(2)]
+        where = " and ".join(terms[: rng.randint(1, 2)])
+        try:
+            wanted = ids(rows, where)
+        except BadQuery as error:
+            with pytest.raises(BadQuery) as caught:
+                find_runs(store, where)
+            assert str(caught.value) == str(error)
+        else:
+            assert [row["run_id"] for row in find_runs(store, where)] == wanted, where
 
 
 def test_the_command_lists_chosen_runs(store, capsys):
