@@ -19,6 +19,7 @@ _public = {
     "differences": "diff",
     "space": "uniform log_uniform int_uniform normal log_normal choice from_signature",
     "sweeps": "sweep resume_sweep",
+    "track.sync": "sync",
     "trials": "Sweep",
     "reports": "report",
     "ranks.launcher": "launch RankFailed",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .train.foreign import check_world as check_world
     from .train.loop import training as training
     from .train.partitions import Partitions as Partitions
+    from .track.sync import sync as sync
     from .trials import Sweep as Sweep
 
 

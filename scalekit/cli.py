@@ -19,6 +19,7 @@ from .verbs.query import add_marks, add_query, do_note, do_tag
 from .verbs.report import add_report, do_report
 from .verbs.runs import add_start, do_debug, do_diff, do_new, do_run, do_runs, do_show_run, do_stop
 from .verbs.sweep import add_search, do_sweep
+from .verbs.track import add_sync, do_sync
 from .verbs.words import count, gigabytes, near, print_json, print_table
 
 # %% ../nbs/90_cli.ipynb #15bf4822
@@ -95,6 +96,7 @@ _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "tag": ("tag a run, also one that ended long ago", do_tag),
     "note": ("add a note to a run, also to one that ended long ago", do_note),
     "report": ("write a page about a run, a sweep, or the runs that a condition names", do_report),
+    "sync": ("send runs to W&B or MLflow, as far as these don't show them yet", do_sync),
     "import-wandb": ("make runs of what wandb has kept offline", do_import_wandb),
     "import-papermill": ("make runs of output notebooks of papermill", do_import_papermill),
     "diff": ("put two runs side by side: parameters, code, metrics, outputs", do_diff),
@@ -154,12 +156,13 @@ def _build_parser() -> argparse.ArgumentParser:
         verbs[name].add_argument("run", metavar="RUN", help="its id, a part of it that is unique, or: latest")
     add_marks(verbs["tag"], verbs["note"])
     add_report(verbs["report"])
+    add_sync(verbs["sync"])
     add_places(verbs["import-wandb"], verbs["import-papermill"])
     for name, what in (("first", "the run from before"), ("second", "the one to look at")):
         verbs["diff"].add_argument(name, metavar=name.upper(), help=f"{what}: as for show")
     verbs["diff"].add_argument("--html", metavar="FILE", help="write a page instead, with the images")
     imports = ("import-wandb", "import-papermill")
-    for name in ("run", "sweep", "runs", "show", "report", "diff", "doctor", "gc", *imports):
+    for name in ("run", "sweep", "runs", "show", "report", "sync", "diff", "doctor", "gc", *imports):
         verbs[name].add_argument("--json", action="store_true", help="for machines")
     for name in (
         "run",
@@ -169,6 +172,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "tag",
         "note",
         "report",
+        "sync",
         "diff",
         "debug",
         "stop",
