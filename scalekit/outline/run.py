@@ -143,25 +143,19 @@ def describe_run(
     story: Story,
 ) -> Outline:
     "A report about a run"
-    notes, files = (
-        story.row.get("notes"),
-        [(one.kind, one.name, human_bytes(one.size)) for one in story.files],
-    )
-    facts = [(name, str(value)) for name, value in list_code_facts(story)]
+    row, goal = story.row, story.goal
+    notes, metrics = row.get("notes"), row.get("metrics") or {}
+    files = [(one.kind, one.name, human_bytes(one.size)) for one in story.files]
     parts = [
-        _failure(story), make_section("Notes", Text(str(notes))) if notes else None, _result(story), _curves(story),
-        _parameters(story), _card(story), _time(story), make_section("Machine", *(Curve(SYSTEM + name) for name in story.system)),
+        _failure(story), make_section("Notes", Text(str(notes))) if notes else None, _result(story),
+        _curves(story), _parameters(story), _card(story), _time(story),
+        make_section("Machine", *(Curve(SYSTEM + name) for name in story.system)),
         make_section("Artifacts and checkpoints", _table(("", "name", "size"), files)),
-        make_section("Code", _table(("", ""), facts)), _environment(story),
+        make_section("Code", _table(("", ""), [(name, str(fact)) for name, fact in list_code_facts(story)])),
+        _environment(story),
     ]  # fmt: skip
-    name = Path(str(story.row.get("notebook") or "run")).name
-    columns = (
-        (Value("metric", story.goal[1]),)
-        if story.goal and story.goal[1] in (story.row.get("metrics") or {})
-        else ()
-    )
-    choice = Choice(
-        runs=tuple(dict.fromkeys(find_server_id(row) for row in [story.row | {"path": story.bundle.path}]))
-    )
+    name = Path(str(row.get("notebook") or "run")).name
+    columns = (Value("metric", goal[1]),) if goal and goal[1] in metrics else ()
+    choice = Choice(runs=(find_server_id(row | {"path": story.bundle.path}),))
     sections = tuple(part for part in parts if part)
-    return Outline(f"{name} {story.row['run_id']}", say_state(story), sections, choice, columns)
+    return Outline(f"{name} {row['run_id']}", say_state(story), sections, choice, columns)

@@ -106,9 +106,8 @@ def describe_scaling(
     if n is None or speed is None:
         missing = "how many ranks they had" if n is None else "how fast they were"
         names = ([count] if count else COUNTS) if n is None else ([rate] if rate else RATES)
-        raise NoScaling(
-            f"{title}: no run tells {missing}. Known names: {', '.join(names)}. Record it: sk.record({names[0]}=...)"
-        )
+        way = f"Known names: {', '.join(names)}. Record it: sk.record({names[0]}=...)"
+        raise NoScaling(f"{title}: no run tells {missing}. {way}")
     points = find_points(rows, n, speed)
     if len(points) < 2:
         have = f"only {n.name}={show_value(points[0].n)}" if points else "none that succeeded"
@@ -118,13 +117,16 @@ def describe_scaling(
     verdict = say_scaling(points, n.name)
     sections = (
         make_section("How it scales", Text(verdict), _list_points(points, n.name, speed.name)),
-        make_section("Throughput", Scatter(n, speed, log_x=True, log_y=True), note="A dot a run; both axes are logarithmic."),
+        make_section("Throughput", Scatter(n, speed, log_x=True, log_y=True), note=_NOTE),
         make_section("Trials", Comparer()),
     )  # fmt: skip
     choice: Choice = choose_runs(rows)
     return Outline(title, verdict, tuple(part for part in sections if part), choice, (n, speed))
 
 # %% ../../nbs/72d_outline.scaling.ipynb #d9064558
+_NOTE = "A dot a run; both axes are logarithmic."
+
+
 def _list_points(points: Sequence[Point], count: str, rate: str) -> Table:
     first = points[0]
     cells = []
