@@ -71,10 +71,10 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .sweeps import sweep as sweep
     from .template import copy_template as copy_template
     from .template import list_templates as list_templates
+    from .track.sync import sync as sync
     from .train.foreign import check_world as check_world
     from .train.loop import training as training
     from .train.partitions import Partitions as Partitions
-    from .track.sync import sync as sync
     from .trials import Sweep as Sweep
 
 

@@ -108,15 +108,13 @@ def read_wandb_run(
     path: str | os.PathLike,  # A `.wandb` file
 ) -> WandbRun:
     "Everything that a file says; raises `BadWandbFile`"
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
     make = import_module("wandb.proto.wandb_internal_pb2").Record
     run = WandbRun(Path(path))
     for data in read_records(path):
         record = make()
         try:
             record.ParseFromString(data)
-        except DecodeError as error:
+        except Exception as error:  # of protobuf, which wandb brings along
             raise BadWandbFile(f"{path}: a record can't be read: {error}") from error
         kind = record.WhichOneof("record_type")
         if take := _TAKERS.get(kind or ""):
