@@ -21,7 +21,7 @@ from scalekit.compress.forms import find_difference
 from scalekit.compress.latency import compare_times, time_calls
 from scalekit.compress.measured import Against
 from scalekit.compress.outcomes import Paired, compare_answers, flip_signs
-from scalekit.compress.words import tell_size, tell_speed
+from scalekit.compress.words import tell_accuracy, tell_size, tell_speed
 from scalekit.extras import import_extra
 from scalekit.seal import write_seal
 
@@ -301,6 +301,16 @@ def test_a_candidate_that_may_have_lost_too_much_does_not_win(card):
     judged = replace(card, measured=[original, replace(small, original=doubtful)])
     assert compress.choose_smallest(judged, most_lost=0.01).name == "original"
     assert compress.choose_smallest(judged, most_lost=0.03).name == "pruned"
+
+
+def test_a_verdict_needs_the_test_and_the_interval():
+    told = {
+        (low, high, p): tell_accuracy(Against("original", Paired(0.02, low, high, p, 1, 2), p))
+        for low, high in ((-0.01, 0.05), (0.01, 0.03))
+        for p in (0.0, 0.2)
+    }
+    sure = [key for key, words in told.items() if "better" in words]
+    assert sure == [(0.01, 0.03, 0.0)] and "p < 0.0001" in told[sure[0]]
 
 
 def test_two_that_are_wrong_in_different_ways_do_not_agree():

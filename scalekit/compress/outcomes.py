@@ -52,6 +52,11 @@ class Paired:
     n_lost: float  # Examples that only the other one has right, mean over seeds
     n_gained: float  # Examples that only this one has right
 
+    @property
+    def is_clear(self) -> bool:
+        "Zero is outside of the interval: other seeds and examples would tell the same"
+        return self.low > 0 or self.high < 0
+
 
 def compare_answers(
     right: "np.ndarray",  # Seed, example: whether this model was right

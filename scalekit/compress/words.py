@@ -61,9 +61,8 @@ def tell_accuracy(
         else f"{abs(points):.1f} points {'less' if points < 0 else 'more'} accurate"
     )
     sure = f"95 % interval {100 * paired.low:+.1f} to {100 * paired.high:+.1f}"
-    p = f"p = {against.p:.2g}" if against.p >= 1e-4 else "p < 0.0001"
-    verdict = "no difference seen" if against.p > LEVEL else "worse" if points < 0 else "better"
-    return f"{size} ({sure}): {verdict} ({p})"
+    verdict = "no difference seen" if not _is_sure(against) else "worse" if points < 0 else "better"
+    return f"{size} ({sure}): {verdict} ({_tell_p(against.p)})"
 
 
 def tell_control(
@@ -74,16 +73,24 @@ def tell_control(
     if one.control is None:
         return ""
     network = f"A network of its size trained from scratch ({control.name})"
-    p, difference = one.control.p, one.control.paired.difference
-    if p > LEVEL:
+    difference = one.control.paired.difference
+    if not _is_sure(one.control):
         found = f"{network} can't be told apart from it: no gain seen"
     elif difference > 0:
         found = f"It beats {network[0].lower()}{network[1:]}"
     else:
         found = f"{network} is better"
-    return f"{found} ({100 * difference:+.1f} points, p = {p:.2g}){_tell_effort(one, control)}."
+    return f"{found} ({100 * difference:+.1f} points, {_tell_p(one.control.p)}){_tell_effort(one, control)}."
 
 # %% ../../nbs/54j_compress.words.ipynb #733ebb1c
+def _is_sure(against: Against) -> bool:
+    return against.p <= LEVEL and against.paired.is_clear
+
+
+def _tell_p(p: float) -> str:
+    return f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
+
+
 def _tell_effort(one: Measured, control: Measured) -> str:
     "A control that was trained for less time proves nothing"
     spent, given = one.candidate.n_steps, control.candidate.n_steps
