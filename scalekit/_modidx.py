@@ -3845,6 +3845,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'scalekit.track.plan._find_named': ('track.plan.html#_find_named', 'scalekit/track/plan.py'),
                                      'scalekit.track.plan._find_target': ('track.plan.html#_find_target', 'scalekit/track/plan.py'),
                                      'scalekit.track.plan._find_trackers': ('track.plan.html#_find_trackers', 'scalekit/track/plan.py'),
+                                     'scalekit.track.plan._is_readable': ('track.plan.html#_is_readable', 'scalekit/track/plan.py'),
                                      'scalekit.track.plan._is_same': ('track.plan.html#_is_same', 'scalekit/track/plan.py'),
                                      'scalekit.track.plan._list_bundles': ('track.plan.html#_list_bundles', 'scalekit/track/plan.py'),
                                      'scalekit.track.plan.find_chains': ('track.plan.html#find_chains', 'scalekit/track/plan.py'),
