@@ -15,7 +15,7 @@ from typing import Any
 from . import __version__
 from .core import ScaleKitError, human_bytes, human_seconds
 from .verbs.imports import add_places, do_import_papermill, do_import_wandb
-from .verbs.query import add_marks, add_query, do_note, do_tag
+from .verbs.query import add_export, add_marks, add_query, do_export, do_note, do_tag
 from .verbs.report import add_report, do_report
 from .verbs.runs import add_start, do_debug, do_diff, do_new, do_run, do_runs, do_show_run, do_stop
 from .verbs.sweep import add_search, do_sweep
@@ -99,6 +99,7 @@ _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "sync": ("send runs to W&B or MLflow, as far as these don't show them yet", do_sync),
     "import-wandb": ("make runs of what wandb has kept offline", do_import_wandb),
     "import-papermill": ("make runs of output notebooks of papermill", do_import_papermill),
+    "export": ("write runs to a CSV or Parquet file, or all that they have logged", do_export),
     "diff": ("put two runs side by side: parameters, code, metrics, outputs", do_diff),
     "debug": ("look into the kernel that a failed run has left behind", do_debug),
     "stop": ("ask a run to stop and keep what it has", do_stop),
@@ -147,6 +148,7 @@ def _build_parser() -> argparse.ArgumentParser:
     for option in ("state", "sweep", "notebook"):
         verbs["runs"].add_argument(f"--{option}", help=f"only runs of this {option}")
     add_query(verbs["runs"])
+    add_export(verbs["export"])
     verbs["debug"].add_argument("--end", action="store_true", help="end the kernel")
     verbs["gc"].add_argument(
         "--limit", type=gigabytes, metavar="GB", help="default: journal_limit in scalekit.toml"
@@ -171,6 +173,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "show",
         "tag",
         "note",
+        "export",
         "report",
         "sync",
         "diff",

@@ -1,8 +1,10 @@
 """Conditions on runs: what they find, how they fail, and that nothing in them is executed."""
 
+import csv
 import json
 import math
 import random
+import subprocess
 import sys
 import time
 
@@ -328,3 +330,133 @@ def test_the_command_lists_chosen_runs(store, capsys):
     for words in (["--where", "state = 'failed'"], ["--sort", "nobody"], ["--columns", "metrics.acc"]):
         assert main(["runs", *folder, *words]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+# Files
+
+
+def read_back(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_line_a_run_is_exported_with_its_columns(store, tmp_path):
+    lines = read_back(
+        sk.export(tmp_path / "a.csv", "metrics.accuracy > 0", sort="seconds", store=store.folder)
+    )
+    assert [line["metrics.accuracy"] for line in lines] == ["0.98", "0.96"]
+    assert lines[0]["parameters.layers"] == "(8, 4)"
+    lines = read_back(
+        sk.export(tmp_path / "a.csv", columns="state,parameters.*", limit=1, store=store.folder)
+    )
+    assert lines == [{"state": "failed", "parameters.lr": "1.0"}]
+
+
+def test_no_cell_of_a_csv_file_is_a_formula(tmp_path):
+    store = Store(tmp_path / "runs")
+    dangerous = ["=1+1", "+1", "-1+cmd", "@SUM(A1)", "\t=1", "\r=1"]
+    for text in dangerous:
+        put_run(store, parameters={"kind": text}, metrics={"said": text, "=head": 1, "n": -1}, tags=["=tag"])
+    path = sk.export(tmp_path / "a.csv", store=store.folder)
+    with open(path, newline="") as file:
+        cells = [cell for line in csv.reader(file) for cell in line]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "@", "\t", "\r"))]
+    assert {cell for cell in cells if cell.startswith("-")} == {"-1"}  # a number
+
+
+def test_parquet_keeps_types(store, tmp_path):
+    import pyarrow.parquet as pq
+
+    store.open_run("latest").tag("a", "b")
+    put_run(store, metrics={"n": 3, "ok": True, "odd": "text", "accuracy": 1}, parameters={"big": 2**70})
+    put_run(store, metrics={"n": 4, "ok": False, "odd": 0.5})
+    table = pq.read_table(sk.export(tmp_path / "a.parquet", store=store.folder))
+    types = {name: str(kind) for name, kind in zip(table.schema.names, table.schema.types, strict=True)}
+    wanted = {
+        "created": "timestamp[us, tz=UTC]",
+        "seconds": "double",
+        "metrics.n": "int64",
+        "metrics.ok": "bool",
+    }
+    wanted |= {
+        "metrics.odd": "string",
+        "metrics.accuracy": "double",
+        "state": "string",
+        "parameters.big": "string",
+    }
+    assert {name: types[name] for name in wanted} == wanted
+    assert types["tags"].startswith("list<")
+    assert table["tags"].to_pylist()[2] == ["a", "b"]
+    assert table["metrics.accuracy"].to_pylist()[:2] == [None, 1.0]
+
+
+def test_curves_are_exported_point_by_point(tmp_path):
+    import pandas as pd
+
+    store = Store(tmp_path / "runs")
+    bundle = store.create_run({})
+    for step in range(3):
+        bundle.append("log", step=step * 10, values={"loss": 1 / (step + 1), "phase": "warm"})
+    bundle.append("log", step=None, values={"loss": math.inf})
+    other = store.create_run({})
+    other.append("log", step=None, values={"=x": True})
+    table = pd.read_parquet(sk.export(tmp_path / "p.parquet", curves=True, sort="run_id", store=store.folder))
+    loss = table[table.metric == "loss"]
+    assert loss["step"].tolist() == [0, 10, 20, 3] and loss["value"].tolist() == [1, 0.5, 1 / 3, math.inf]
+    assert table[table.metric == "phase"]["text"].tolist() == ["warm"] * 3
+    assert table["run_id"].iloc[-1] == other.run_id and table["value"].iloc[-1] == 1.0
+    lines = read_back(sk.export(tmp_path / "p.csv", curves=True, sort="run_id", store=store.folder))
+    assert len(lines) == len(table) == 8 and lines[-1]["metric"] == "'=x"
+
+
+def test_curves_larger_than_a_block_pass_through_little_memory(tmp_path):
+    code = """
+import json, resource, sys
+from pathlib import Path
+folder = Path(sys.argv[1]) / "20260501-120000-123-9f2c1a"
+folder.mkdir()
+line = {"time": "2026-05-01T12:00:00.000000Z", "event": "log", "values": {"loss": 0.5}}
+with open(folder / "events.jsonl", "w") as file:
+    file.write((json.dumps(line) + "\\n") * 100_000)
+from scalekit.exports import export_curves
+import pyarrow.parquet as pq
+export_curves([{"path": str(folder)}] * 1, f"{sys.argv[1]}/few.parquet")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+export_curves([{"path": str(folder)}] * 4, f"{sys.argv[1]}/many.parquet")
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+print(pq.ParquetFile(f"{sys.argv[1]}/many.parquet").metadata.num_rows, grown)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    n_rows, grown = done.stdout.split()
+    assert int(n_rows) == 400_000 and float(grown) < 60  # MiB; all at once it would be 250
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_beside_it(store, tmp_path, monkeypatch):
+    target = tmp_path / "out" / "a.csv"
+    for path, said in ((target, "no folder"), (tmp_path / "a.xlsx", "must end in .csv or .parquet")):
+        with pytest.raises(sk.ScaleKitError, match=said):
+            sk.export(path, store=store.folder)
+    target.parent.mkdir()
+    sk.export(target, store=store.folder)
+    before = target.read_bytes()
+
+    def fill_disk(*values):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("scalekit.exports.write_cell", fill_disk)
+    with pytest.raises(sk.ScaleKitError, match="the disk is full"):
+        sk.export(target, store=store.folder)
+    assert [path.name for path in target.parent.iterdir()] == ["a.csv"] and target.read_bytes() == before
+
+
+def test_the_command_exports_chosen_runs(store, tmp_path, capsys):
+    words = ["export", "--store", str(store.folder), "--where", "state == 'failed'"]
+    assert main([*words, "--csv", str(tmp_path / "a.csv")]) == 0
+    assert [line["error"] for line in read_back(tmp_path / "a.csv")] == ["ValueError: x"]
+    assert main([*words, "--parquet", str(tmp_path / "a.parquet"), "--columns", "run_id"]) == 0
+    assert main([*words, "--curves", "--csv", str(tmp_path / "b.csv")]) == 0
+    capsys.readouterr()
+    assert main([*words, "--csv", str(tmp_path / "a.parquet")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
