@@ -61,7 +61,7 @@ _QUIET: dict[str, str | None] = {
     "WANDB_SERVICE": None, "WANDB_SILENT": "true", "WANDB_CONSOLE": "off", "WANDB_DISABLE_GIT": "true",
     "WANDB_DISABLE_CODE": "true", "WANDB_ERROR_REPORTING": "false", "WANDB_X_DISABLE_STATS": "true",
     "WANDB_X_DISABLE_META": "true", "WANDB_X_DISABLE_MACHINE_INFO": "true",
-    "WANDB_X_SAVE_REQUIREMENTS": "false", "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1",
+    "WANDB_X_SAVE_REQUIREMENTS": "false", "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "0.2",
 }  # fmt: skip
 
 # %% ../nbs/22h_wandbhook.ipynb #69fcbef9

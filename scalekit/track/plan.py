@@ -14,6 +14,7 @@ from typing import Any
 from ..bundle import Bundle
 from ..config import Settings
 from ..core import ScaleKitError, suggest
+from ..events import StoreError
 from ..profile import TRACKERS
 from ..store import Store
 from .courier import Errand, is_for
@@ -76,7 +77,15 @@ _ADDRESSES = {"wandb": ("base_url", "WANDB_BASE_URL"), "mlflow": ("uri", "MLFLOW
 
 def _list_bundles(store: Store) -> list[Bundle]:
     paths = store.folder.glob("*/run.json")
-    return [Bundle(path.parent) for path in paths if not path.parent.name.startswith(".")]
+    bundles = [Bundle(path.parent) for path in paths if not path.parent.name.startswith(".")]
+    return [bundle for bundle in bundles if _is_readable(bundle)]
+
+
+def _is_readable(bundle: Bundle) -> bool:
+    try:
+        return isinstance(bundle.asked, dict)
+    except (StoreError, ValueError):  # a table of runs says so
+        return False
 
 
 def _find_named(
