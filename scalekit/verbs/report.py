@@ -7,6 +7,8 @@ __all__ = ['do_report', 'add_report']
 
 # %% ../../nbs/88e_verbs.report.ipynb #966b6ce5
 import argparse
+import sys
+from pathlib import Path
 
 from .words import near, print_json
 
@@ -33,9 +35,19 @@ def do_report(args: argparse.Namespace) -> int:
         import webbrowser
 
         webbrowser.open(page.as_uri())
+    if args.wandb or args.scaling:
+        print(_save(args), file=sys.stderr if args.json else sys.stdout)
     return 0
 
 # %% ../../nbs/88e_verbs.report.ipynb #ad18d409
+def _save(args: argparse.Namespace) -> str:
+    "The same as a report of W&B; its address"
+    from scalekit.outline.find import find_outline, save_report
+
+    subject = find_outline(args.what, goal=args.goal, scaling=args.scaling, store=args.store)
+    return save_report(subject, Path(args.output).with_suffix(".json") if args.output else None)
+
+# %% ../../nbs/88e_verbs.report.ipynb #be52dd35
 def add_report(
     verb: argparse.ArgumentParser,
 ) -> None:
@@ -50,5 +62,11 @@ def add_report(
     verb.add_argument("--goal", metavar="TEXT", help='what makes a run better, as "maximize accuracy"')
     verb.add_argument(
         "--notebook", action="store_true", help="write a notebook of the same content beside it"
+    )
+    verb.add_argument(
+        "--wandb", action="store_true", help="save the same as a report on the W&B server that has the runs"
+    )
+    verb.add_argument(
+        "--scaling", action="store_true", help="as --wandb, of throughput by the number of ranks"
     )
     verb.add_argument("--open", action="store_true", help="open the page in a browser")
