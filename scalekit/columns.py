@@ -28,7 +28,7 @@ class BadQuery(ScaleKitError):
 
 Row = dict[str, Any]  # As `Store.list_runs` gives it
 Path = tuple[str, ...]  # For example `("metrics", "val/loss")`
-PARTS = ("parameters", "metrics")
+PARTS = ("parameters", "metrics", "system")
 KINDS = {int: "number", float: "number", bool: "number", str: "text", list: "list", dict: "dict"}
 
 

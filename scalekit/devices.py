@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['list_cores', 'n_cores', 'total_memory', 'count_memory_kills', 'Gpu', 'DeviceError', 'NoGpu', 'UnknownGpu',
-           'list_gpus', 'require_gpus', 'cuda_version', 'GpuUsage', 'gpu_usage']
+           'list_gpus', 'require_gpus', 'cuda_version', 'GpuUsage', 'gpu_usage', 'watch_gpus']
 
 # %% ../nbs/10a_devices.ipynb #eabffe4e
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -255,6 +255,19 @@ def gpu_usage(
         return []
     with _open_nvml() as nvml:
         return [_read_usage(nvml, gpu) for gpu in gpus]
+
+
+@contextmanager
+def watch_gpus(
+    environ: Mapping[str, str] = os.environ,  # CUDA_VISIBLE_DEVICES counts
+) -> Iterator[Callable[[], list[GpuUsage]]]:  # Asks each time it is called
+    "As `gpu_usage`, for who asks again and again: opening NVML takes much longer than an answer"
+    gpus = list_gpus(environ)
+    if not gpus:
+        yield list
+        return
+    with _open_nvml() as nvml:
+        yield lambda: [_read_usage(nvml, gpu) for gpu in gpus]
 
 
 def _read_usage(nvml, gpu):

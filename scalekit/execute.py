@@ -31,6 +31,7 @@ from .live import LiveNotebook, NotSaved, recover_notebook
 from .notebook import mark_failure, mark_pending, read_notebook, save_notebook, settle_cells
 from .outcome import Limits, Outcome
 from .resume import CellJournal, StartAgain
+from .sampling import sample_system
 from .seal import CELLS, LEASE, STOP, TRAINING
 from .store import Store
 from .summary import ENDED, WrongState, check_step
@@ -199,11 +200,13 @@ def _run_cells(
         with open_kernel(wanted, grace, lambda note: tell("note", text=note)) as (kernel, crash_report):
             tell("kernel", kind=kernel.kind, pid=kernel.pid)
             try:
-                outcome = Execution(
+                execution = Execution(
                     live.notebook, kernel, live, order.limits, on_event=tell, crash_report=crash_report,
                     find_stop=find_stop, real_sources=_real_sources(live.notebook, order), journal=journal,
                     prepare=order.prepare,
-                ).run()  # fmt: skip
+                )  # fmt: skip
+                with sample_system(kernel.pid, environment, bundle.append):
+                    outcome = execution.run()
                 if order.keep_kernel and outcome.state == "failed":
                     _keep(kernel, bundle, tell)
             except StartAgain as again:

@@ -230,12 +230,12 @@ def frame_rows(
     return table
 
 # %% ../nbs/21i_store.ipynb #9ec78ffd
-_PARTS = ("parameters", "metrics")
+_PARTS = ("parameters", "metrics", "system")
 
 
 def _list_names(rows: list[dict[str, Any]]) -> list[str]:
     own = _join(rows)
-    inner = [f"{part}.{name}" for part in _PARTS for name in _join([row[part] for row in rows])]
+    inner = [f"{part}.{name}" for part in _PARTS for name in _join([row.get(part) or {} for row in rows])]
     return [name for name in own if name not in _PARTS] + inner
 
 
@@ -249,7 +249,7 @@ def _take_column(rows: list[dict[str, Any]], name: str) -> list[Any]:
     part, _, inner = name.partition(".")
     if part not in _PARTS or not inner:
         return [row.get(name) for row in rows]
-    values = [row[part].get(inner) for row in rows]
+    values = [(row.get(part) or {}).get(inner) for row in rows]
     if any(kind in (dict, list) for kind in set(map(type, values))):
         return [_decoded(value) for value in values]
     return values

@@ -342,7 +342,7 @@ def read_back(path):
 
 def test_a_line_a_run_is_exported_with_its_columns(store, tmp_path):
     lines = read_back(
-        sk.export(tmp_path / "a.csv", "metrics.accuracy > 0", sort="seconds", store=store.folder)
+        sk.export(tmp_path / "a.csv", "metrics.accuracy > 0", sort="created", store=store.folder)
     )
     assert [line["metrics.accuracy"] for line in lines] == ["0.98", "0.96"]
     assert lines[0]["parameters.layers"] == "(8, 4)"

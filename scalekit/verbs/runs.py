@@ -134,6 +134,8 @@ def do_show_run(args: argparse.Namespace) -> int:
     for name, told in (("tags", ", ".join(row["tags"])), ("notes", row["notes"])):
         if told:
             print(f"{name + ':':<18} {told.replace(os.linesep, os.linesep + ' ' * 19)}")
+    if row["system"]:
+        print(f"{'system:':<18} {_say_use(row['system'])}")
     if bundle.asked.get("resumed"):
         print(f"{'goes on with:':<18} {bundle.asked['resumed']}")
     events = bundle.events()
@@ -149,6 +151,22 @@ def do_show_run(args: argparse.Namespace) -> int:
     for problem in bundle.verify() if bundle.sealed else []:
         print(f"changed since it was sealed: {problem}")
     return 0
+
+
+def _say_use(system: dict[str, float]) -> str:
+    "For example `0.9 cores on average, 1.2 GiB at most; GPU 0: 35 % on average, 4 GiB at most`"
+    said = []
+    for part in dict.fromkeys(name.rpartition("/")[0] for name in system):
+        gpu = f"GPU {part.removeprefix('gpu')}: " if part else ""
+        if part:
+            busy, memory = system.get(f"{part}/utilization"), system.get(f"{part}/memory")
+            average = None if busy is None else f"{busy:.0%} on average"
+        else:
+            busy, memory = system.get("cpu"), system.get("memory")
+            average = None if busy is None else f"{busy:.3g} cores on average"
+        most = None if memory is None else f"{human_bytes(memory)} at most"
+        said.append(gpu + ", ".join(filter(None, (average, most))))
+    return "; ".join(said)
 
 
 def do_diff(args: argparse.Namespace) -> int:
