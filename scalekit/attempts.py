@@ -8,7 +8,7 @@ __all__ = ['Attempt', 'Trials', 'settle', 'is_lost', 'GridTrials', 'SearchTrials
 # %% ../nbs/34j_attempts.ipynb #5d39765e
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .bundle import Bundle
@@ -38,12 +38,17 @@ class Attempt:
     n_points: int = 0  # Of the goal's metric so far
     stopping: bool = False  # It was asked to stop, and needs no second word
     latest: tuple[Any, float | None] = (None, None)  # Step and value of the last one
+    about: dict[str, Any] = field(default_factory=dict)  # More for run.json: where a server has the trial
 
     def again(self, lost: bool, not_before: float = 0.0) -> "Attempt":
         "The next attempt at the same trial"
+        before = (
+            {"resumed": self.bundle.run_id} if self.about and self.bundle else {}
+        )  # one run on the server
         return Attempt(
             self.number, self.plan, self.n_failed + (not lost), self.n_lost + lost, not_before=not_before,
             previous=choose_earlier(self.bundle) if self.bundle else self.previous, proposal=self.proposal,
+            about=self.about | before,
         )  # fmt: skip
 
 
@@ -53,6 +58,7 @@ class Trials(Protocol):
     ended: list[dict[str, Any]]  # Rows of trials that are done
     adopted: list[Attempt]  # Runs that an earlier start of the sweep has begun and that go on
     trouble: str | None  # Why it is no use to go on
+    waits: bool  # For trials that somebody else will ask for
 
     @property
     def is_done(self) -> bool:
@@ -104,6 +110,7 @@ class GridTrials:
     "The trials of a grid that are missing"
 
     trouble: str | None = None
+    waits = False
 
     def __init__(
         self,
@@ -150,6 +157,8 @@ _PATIENCE = 3  # Trials that succeed without the goal's metric before it is clea
 # %% ../nbs/34j_attempts.ipynb #17580020
 class SearchTrials:
     "The trials of a search: those that an earlier start left open, then new ones"
+
+    waits = False
 
     def __init__(
         self,

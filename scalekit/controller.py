@@ -86,7 +86,7 @@ class Controller:
         self._check_end(signalled)
         self._describe(progress)
         tell(progress)
-        while self._fill() or self.on_way or (self.again and not self.reason):
+        while self._fill() or self.on_way or ((self.again or self.trials.waits) and not self.reason):
             try:
                 self._check_end(signalled)
                 for attempt, row in self._collect():
@@ -147,7 +147,7 @@ class Controller:
         if attempt.bundle is None:
             about: dict[str, Any] = {"sweep": self.plan.sweep_id, "trial": attempt.number,
                      "attempt": 1 + attempt.n_failed + attempt.n_lost}  # fmt: skip
-            about |= self.plan.track
+            about |= self.plan.track | attempt.about
             if self.plan.tags:
                 about["tags"] = list(self.plan.tags)
             if attempt.previous is not None:
@@ -230,7 +230,7 @@ class Controller:
                 self.meter.start(str(attempt.bundle.path))
             if event["event"] == "log" and (value := as_number(event["values"].get(metric))) is not None:
                 attempt.latest = event.get("step"), value
-        return bool(events) and not self.reason and self.trials.watch(attempt, events)
+        return not self.reason and self.trials.watch(attempt, events)
 
     def _list_running(self) -> list[RunningTrial]:
         now, found = monotonic(), []

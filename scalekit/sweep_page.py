@@ -23,10 +23,10 @@ from .trials import SweepPlan
 def list_trials(plan: SweepPlan, store: Store) -> list[dict[str, Any]]:
     "One row a trial, best first: how it succeeded, else how its last attempt ended"
     own = store.list_runs(sweep=plan.sweep_id)
-    name = "fingerprint" if plan.search is None else "trial"
+    name = "fingerprint" if plan.trials else "trial"
     newest = {row.get(name): row for row in reversed(own)}
     newest |= {row.get(name): row for row in reversed(own) if row["state"] in ("succeeded", "pruned")}
-    if plan.search is None:
+    if plan.trials:
         found = newest | store.find_all(plan.trials)
         newest = {work: found[work] for work in plan.trials if work in found}
     return order_rows(newest.values(), plan.goals or None)
