@@ -254,7 +254,7 @@ class Run:
         return frame if len(frame) < _LARGEST_FRAME else "<p>Its page: <code>run.report()</code></p>"
 
 # %% ../nbs/33b_runner.ipynb #d1a8d603
-_LARGEST_FRAME = 800_000  # Characters of a page inside of a notebook
+_LARGEST_FRAME = 600_000  # Characters of a page inside of a notebook
 
 # %% ../nbs/33b_runner.ipynb #ac1dd8cc
 class RunFailed(ScaleKitError):

@@ -167,15 +167,16 @@ def _real(value: Any, hit: str) -> Any:
 
 # --- What may be in a page -----------------------------------------------------------------------------------
 
-ELEMENTS = set(
+_ELEMENTS = (
     "html head meta title style body header main footer nav section div p pre span code a b i em strong s u q sub sup small abbr br hr "
     "blockquote del ins kbd mark samp var h1 h2 h3 h4 h5 h6 ul ol li dl dt dd details summary figure figcaption img table caption colgroup col "
-    "thead tbody tfoot tr th td svg g path line text rect circle title script".split()
+    "thead tbody tfoot tr th td svg g path line text rect circle script"
 )
-ATTRIBUTES = set(
+_NAMES = (
     "charset http-equiv content name lang class id href src alt width height colspan rowspan scope start title rel style role tabindex aria-label "
-    "d x y x1 x2 y1 y2 cx cy r rx viewBox data-p data-name data-frame data-view data-units".lower().split()
+    "d x y x1 x2 y1 y2 cx cy r rx viewbox data-p data-name data-frame data-view data-units"
 )
+ELEMENTS, ATTRIBUTES = set(_ELEMENTS.split()), set(_NAMES.split())
 METAS = {"Content-Security-Policy", "x-dns-prefetch-control"}
 LINK = re.compile(r"#[\w-]*|https?://\S+|mailto:\S+|[\w./%-]*notebook\.ipynb")
 PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=]+")

@@ -37,6 +37,7 @@ _SYNONYMS = {
     "Metrics by slice": "metrics-by-slice slices by-slice subgroups fairness",
 }
 _FIELD_OF = {word: name for name, words in _SYNONYMS.items() for word in words.split()}
+_TITLES = ("model card", "card")  # What stands below these before the first field is for the author
 _HEADING = re.compile(r"#{1,6}\s+(.+?)\s*#*\s*")
 _PAIR = re.compile(r"(?:[-*+]\s+)?(?:\*\*|__)?([^\W\d_][\w /-]{1,40}?)\s*(?:\*\*|__)?\s*:(?:\*\*|__)?\s+(.*)")
 
@@ -63,7 +64,7 @@ def _read_lines(lines: Iterable[str], found: dict[str, list[str]]) -> None:
     for line in lines:
         if heading := _HEADING.fullmatch(line.strip()):
             field = _find_field(heading[1])
-            name, is_below = field or heading[1], bool(field)
+            name, is_below = "" if heading[1].lower() in _TITLES else field or heading[1], bool(field)
             continue
         pair = _PAIR.fullmatch(line.strip())
         field = _find_field(pair[1]) if pair else None

@@ -132,8 +132,7 @@ def draw_cells(
 def _group(cells: Sequence[ShownCell]) -> Iterator[tuple[bool, list[ShownCell]]]:
     after = [*cells, None][1:]
     is_shown = [
-        not cell.tags & {"card"}
-        and (cell.is_key or (cell.kind == "markdown" and bool(next_ and next_.is_key)))
+        cell.is_key or (cell.kind == "markdown" and bool(next_ and next_.is_key))
         for cell, next_ in zip(cells, after, strict=True)
     ]
     for shown, pairs in groupby(zip(is_shown, cells, strict=True), key=lambda pair: pair[0]):

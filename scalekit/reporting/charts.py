@@ -33,9 +33,15 @@ def read_points(
     points: Sequence[tuple[Any, Any]],  # As `Bundle.curves` gives them
 ) -> Points:
     "Numbers of a logged curve; a step that is no number is counted, a value that is none is a gap"
-    steps = [as_number(step) for step, _ in points]
-    return [(float(number) if step is None else step, as_number(value))
-            for number, (step, (_, value)) in enumerate(zip(steps, points, strict=True))]  # fmt: skip
+    return [
+        (float(number) if (at := _as_number(step)) is None else at, _as_number(value))
+        for number, (step, value) in enumerate(points)
+    ]
+
+# %% ../../nbs/26f_reporting.charts.ipynb #c861af40
+def _as_number(value: Any) -> float | None:
+    "As `as_number`, which looks for every kind of number; of a million points nearly all are plain ones"
+    return value if type(value) is float and abs(value) < 1e300 else as_number(value)
 
 # %% ../../nbs/26f_reporting.charts.ipynb #e381c86a
 def _fit(values: Sequence[float], unit: str) -> Axis:

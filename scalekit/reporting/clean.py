@@ -40,7 +40,7 @@ def _make_filter(find_picture: Callable[[str], str | None]) -> Callable[[str, st
         if name == "src":
             found = find_picture(value)
             return found if found and _PICTURE.fullmatch(found) else None
-        return value if name in ("alt", "scope") or _NUMBER.fullmatch(value) else None
+        return value if name in ("alt", "scope", "rel") or _NUMBER.fullmatch(value) else None
 
     return keep
 

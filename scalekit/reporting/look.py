@@ -99,7 +99,7 @@ _PLACES = """
   grid-column: 1 / -1; margin-top: .5rem; }
   .figures { grid-template-columns: 1fr 1fr; } .figures dd:not(.soft) { font-size: 1.2rem; }
   .zoom svg text { font-size: 15px; }
-  .about { flex-direction: column; } th, td { padding: .35rem .5rem; } }
+  .about { flex-direction: column; } th, td { padding: .35rem .5rem; } td:not(.n) { white-space: normal; } }
 @media print { .tools, .tip, nav, output { display: none !important; } .outputs { max-height: none;
   overflow: visible; }
   .cell, .zoom, pre { break-inside: avoid; } .cell:has(pre) { break-inside: auto; } details {

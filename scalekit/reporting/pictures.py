@@ -55,7 +55,7 @@ def _shrink(data: bytes, most: int) -> bytes | None:
             image.thumbnail((_WIDE, _WIDE * 4))
             for quality in (85, 60):
                 out = BytesIO()
-                image.save(out, "WEBP", quality=quality)
+                image.save(out, "WEBP", quality=quality, method=2)
                 if out.tell() <= most:
                     return out.getvalue()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):

@@ -40,7 +40,7 @@ class Room:
 
 def make_small_room() -> Room:
     "For a page inside of a notebook"
-    return Room(Budget(250_000, 120_000), Budget(40_000, 5_000), points=4_000, charts=8)
+    return Room(Budget(150_000, 80_000), Budget(15_000, 2_000), points=3_000, charts=8)
 
 # %% ../../nbs/26l_reporting.sections.ipynb #6f8d3009
 def _section(title: str, name: str, content: Any, note: str = "") -> Markup | None:
@@ -402,7 +402,9 @@ def draw_story(
 ) -> list[Markup]:  # Without those that have nothing to show
     "The parts of a run's page"
     notes = story.row.get("notes")
-    cells = draw_cells(story.cells, room.outputs, room.folded)
+    is_read = any(one.text and one.origin == "card" for one in story.card)
+    own = [cell for cell in story.cells if not (is_read and cell.kind == "markdown" and "card" in cell.tags)]
+    cells = draw_cells(own, room.outputs, room.folded)
     metrics, standing = draw_metrics(story), draw_standing(story)
     sections = [
         _section("What went wrong", "failure", _draw_failure(story, room)),

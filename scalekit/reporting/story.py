@@ -25,9 +25,10 @@ from .charts import read_points
 from ..rows import as_number
 from ..signature import read_signature
 from ..store import Store
-from ..summary import logged_curves
+from ..summary import logged_curves, summarize
 from ..typed.expressions import UNKNOWN
 from ..typed.source import BadNotebook, load_notebook
+from ..values import from_json
 
 # %% ../../nbs/26j_reporting.story.ipynb #4cb47c38
 @dataclass(frozen=True)
@@ -156,8 +157,9 @@ class Story:
         | None = None,  # Rows to compare with; default: all of the same notebook
     ) -> None:
         self.bundle, self._goal, self._others = bundle, goal, others
-        self.asked, self.events = bundle.asked, bundle.events()
-        self.row: dict[str, Any] = bundle.summary()
+        self.asked, self.events = bundle.asked, bundle.events()  # once: a long run told a million things
+        row = summarize(self.asked, self.events, bundle.marks())
+        self.row: dict[str, Any] = row | {"run_id": bundle.run_id, "path": str(bundle.path)}
 
     @cached_property
     def others(self) -> list[dict[str, Any]]:
@@ -248,7 +250,7 @@ class Story:
 
     @cached_property
     def records(self) -> dict[str, Any]:
-        return self.bundle.records()
+        return _read_records(self.events, self.bundle.path)
 
     @cached_property
     def training(self) -> dict[str, Any]:
@@ -280,6 +282,16 @@ class Story:
         return f"Story({self.row['run_id']}, {self.row['state']}{of})"
 
 # %% ../../nbs/26j_reporting.story.ipynb #f5c72142
+def _read_records(events: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
+    "As `Bundle.records`, of events that were read already"
+    found: dict[str, Any] = {}
+    for event in events:
+        if event["event"] == "record":
+            files = {name: folder / file for name, file in event.get("files", {}).items()}
+            found |= from_json(event["values"]) | files
+    return found
+
+
 def _keep_curves(logged: Mapping[str, Sequence[tuple[Any, Any]]]) -> dict[str, Points]:
     curves = {name: read_points(points) for name, points in logged.items()}
     return {
