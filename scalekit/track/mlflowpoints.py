@@ -51,7 +51,7 @@ class Plotter:
 
     def __init__(self) -> None:
         self._count: dict[str, int] = {}
-        self._last_step: dict[str, int] = {}
+        self._last: dict[str, tuple[int, int]] = {}  # Step and time
         self._taken: set[tuple[str, int, int, Any]] = set()
 
     def plot(
@@ -66,18 +66,19 @@ class Plotter:
             self._place(to_name(name), number, round(time * 1000), step) for name, number in numbers.items()
         ]
 
-    def find_steps(self, names: Iterable[str]) -> dict[str, int]:
-        "Where the curves of these names are now"
-        return {name: self._last_step.get(to_name(name), 0) for name in names}
+    def find_ends(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+        "Where the curves of these names are now: step, and time [ms]"
+        return {name: self._last.get(to_name(name), (0, 0)) for name in names}
 
     def _place(self, key: str, value: float, ms: int, step: Any) -> Point:
         count = self._count[key] = self._count.get(key, -1) + 1
         whole = _to_step(step)
-        at = self._last_step[key] = count if whole is None else whole
+        at = count if whole is None else whole
         known = None if math.isnan(value) else value
         while (key, ms, at, known) in self._taken:
             ms += 1
         self._taken.add((key, ms, at, known))
+        self._last[key] = at, ms
         return Point(key, value, ms, at)
 
 
@@ -104,20 +105,25 @@ def list_points(
 ) -> tuple[list[list[Point]], list[list[Point]]]:  # For each row its points, and for each result
     "Everything that is a number"
     plotter, waiting = Plotter(), list(_list_results(mirror)) if mirror.is_over else []
-    results: list[tuple[float, dict[str, Any], dict[str, int]]] = []
+    results: list[tuple[float, dict[str, Any], dict[str, tuple[int, int]]]] = []
     rows: list[list[Point]] = []
     for row in mirror.rows:
         while waiting and waiting[0][0] < row.time:
-            results.append((*waiting[0], plotter.find_steps(waiting.pop(0)[1])))
+            results.append((*waiting[0], plotter.find_ends(waiting.pop(0)[1])))
         rows.append(plotter.plot(row.values, row.time, row.step))
-    results += [(time, values, plotter.find_steps(values)) for time, values in waiting]
+    results += [(time, values, plotter.find_ends(values)) for time, values in waiting]
     return rows, [_plot_result(plotter, *result) for result in results]
 
 # %% ../../nbs/71a_track.mlflowpoints.ipynb #4a55f3af
 def _plot_result(
-    plotter: Plotter, time: float, values: Mapping[str, Any], steps: Mapping[str, int]
+    plotter: Plotter, time: float, values: Mapping[str, Any], ends: Mapping[str, tuple[int, int]]
 ) -> list[Point]:
-    return [point for name in values for point in plotter.plot({name: values[name]}, time, steps[name])]
+    "Points behind those of their curves: of two at the same step MLflow shows the later one"
+    points = []
+    for name, value in values.items():
+        step, ms = ends[name]
+        points += plotter.plot({name: value}, max(time, (ms + 1) / 1000), step)
+    return points
 
 
 def _list_results(mirror: Mirror) -> Iterator[tuple[float, dict[str, Any]]]:
