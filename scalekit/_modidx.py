@@ -4776,6 +4776,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'scalekit.wandbhook._tell_summary': ('wandbhook.html#_tell_summary', 'scalekit/wandbhook.py'),
                                     'scalekit.wandbhook._then_listen': ('wandbhook.html#_then_listen', 'scalekit/wandbhook.py'),
                                     'scalekit.wandbhook.find_first': ('wandbhook.html#find_first', 'scalekit/wandbhook.py'),
+                                    'scalekit.wandbhook.find_server_id': ('wandbhook.html#find_server_id', 'scalekit/wandbhook.py'),
                                     'scalekit.wandbhook.join_wandb': ('wandbhook.html#join_wandb', 'scalekit/wandbhook.py'),
                                     'scalekit.wandbhook.wandb_environment': ('wandbhook.html#wandb_environment', 'scalekit/wandbhook.py')},
             'scalekit.workers': { 'scalekit.workers.ClusterError': ('workers.html#clustererror', 'scalekit/workers.py'),
