@@ -6,6 +6,7 @@
 __all__ = ['write_plain', 'write_block', 'BookCell', 'make_book', 'write_sweep_notebook', 'write_sweep_report']
 
 # %% ../nbs/23x_book.ipynb #4cf23555
+import json
 import os
 import re
 from collections import Counter
@@ -55,7 +56,8 @@ def _tell_best(found: Findings, folder: Path) -> str:
     if found.best is None or found.goal is None:
         return "No trial has reached the goal yet."
     values = [
-        f"{write_plain(name)} = {write_plain(show_value(read_value(found.best.row, name)))}" for name in found.swept
+        f"{write_plain(name)} = {write_plain(show_value(read_value(found.best.row, name)))}"
+        for name in found.swept
     ]
     reached = f"{write_plain(found.goal[1])} {show_value(found.best.score)}"
     return (
@@ -145,41 +147,41 @@ def _write_opening(found: Findings, folder: Path) -> str:
     return "\n".join([*lines, f"found = open_findings(store, sweep, goal{runs})", "found"])
 
 # %% ../nbs/23x_book.ipynb #1a854d30
-def _make_outputs(cell: BookCell, number: int) -> list[Any]:
-    from nbformat.v4 import new_output
-
+def _make_outputs(cell: BookCell, number: int) -> list[dict[str, Any]]:
     if cell.says is not None:
         with redirect_stdout(StringIO()) as text:
             print(cell.says)
-        return [new_output("stream", name="stdout", text=text.getvalue())]
+        return [{"output_type": "stream", "name": "stdout", "text": text.getvalue()}]
     if cell.value is None:
         return []
     data = {"text/plain": repr(cell.value)}
     if hasattr(cell.value, "_repr_html_"):
         data["text/html"] = cell.value._repr_html_()
-    return [new_output("execute_result", data=data, execution_count=number)]
+    return [{"output_type": "execute_result", "data": data, "metadata": {}, "execution_count": number}]
 
 # %% ../nbs/23x_book.ipynb #64ffe66f
 def make_book(
     head: str,  # First cell, in Markdown
     cells: Iterable[BookCell],
-) -> Any:  # In nbformat's form
+) -> str:  # Content of an `.ipynb` file
     "A notebook as if it had been run"
-    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
-    made = [new_markdown_cell(head)]
+    made: list[dict[str, Any]] = [{"cell_type": "markdown", "source": head}]
     n_code = 0
     for cell in cells:
         if cell.text:
-            made.append(new_markdown_cell(cell.text))
+            made.append({"cell_type": "markdown", "source": cell.text})
         if cell.code:
             n_code += 1
             outputs = _make_outputs(cell, n_code)
-            made.append(new_code_cell(cell.code, outputs=outputs, execution_count=n_code))
-    for number, one in enumerate(made):
-        one["id"] = f"cell-{number}"  # the same at each writing, so a diff shows what is new
+            made.append(
+                {"cell_type": "code", "source": cell.code, "outputs": outputs, "execution_count": n_code}
+            )
+    for number, one in enumerate(made):  # the same ids at each writing, so a diff shows what is new
+        one |= {"id": f"cell-{number}", "metadata": {}}
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return new_notebook(cells=made, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
+    about = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    book = {"cells": made, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
+    return as_utf8(json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True)) + "\n"
 
 # %% ../nbs/23x_book.ipynb #a9f2ad31
 def write_sweep_notebook(
@@ -209,11 +211,12 @@ def write_sweep_report(
 
 # %% ../nbs/23x_book.ipynb #82bdcea6
 def _write_book(path: str | os.PathLike, title: str, found: Findings, about: dict[str, Any] | None) -> Path:
-    import nbformat
     import pandas as pd
 
     book = Path(path).absolute()
-    facts = " · ".join(f"{write_plain(name)} {write_plain(show_value(value))}" for name, value in (about or {}).items())
+    facts = " · ".join(
+        f"{write_plain(name)} {write_plain(show_value(value))}" for name, value in (about or {}).items()
+    )
     opening = _write_opening(found, book.parent)
     head = f"# {write_plain(title)}\n\n{facts}".strip()
     with pd.option_context(
@@ -221,4 +224,4 @@ def _write_book(path: str | os.PathLike, title: str, found: Findings, about: dic
     ):  # as in Jupyter, wherever this runs
         made = make_book(head, _list_cells(found, book.parent, opening))
     with promise(f"the notebook {path} can't be written"):
-        return write_atomic(book, as_utf8(nbformat.writes(made)) + "\n")
+        return write_atomic(book, made)

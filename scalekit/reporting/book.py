@@ -24,7 +24,7 @@ from .card import SLICES
 from .charts import Line, draw_chart
 from .sections import list_code_facts, say_state
 from .story import Story
-from ..rows import as_utf8, read_value, show_value
+from ..rows import read_value, show_value
 from ..store import Store
 
 if TYPE_CHECKING:
@@ -164,7 +164,5 @@ def write_run_notebook(
     head = f"# {write_plain(name)} {story.row['run_id']}\n\n{write_plain(say_state(story))}\n\n{facts}"
     with pd.option_context("display.width", 80, "display.max_columns", 20):
         made = make_book(head, _list_cells(opened, book.parent))
-    import nbformat
-
     with promise(f"the notebook {path} can't be written"):
-        return write_atomic(book, as_utf8(nbformat.writes(made)) + "\n")
+        return write_atomic(book, made)

@@ -48,8 +48,8 @@ def fill_run(store: Store) -> Run:
     cells = [
         {
             "cell_type": "code", "source": f"table_{number} = make({number})\n" * 12, "id": str(number),
-            "metadata": {"scalekit": {"status": "completed", "seconds": 0.1 * number, "memory": 10**9}},
-            "outputs": [{"output_type": "display_data", "metadata": {}, "data": {"text/html": _table(number)}}],
+            "metadata": {"scalekit": {"status": "completed", "seconds": number / 10, "memory": 10**9}},
+            "outputs": [_show_table(number)],
             "execution_count": number,
         }
         for number in range(100)
@@ -69,9 +69,10 @@ def fill_run(store: Store) -> Run:
     return Run(bundle.summary(), bundle)
 
 
-def _table(number: int) -> str:
+def _show_table(number: int) -> dict:
     rows = "".join(f"<tr><td>{row}</td><td>{row * number}</td></tr>" for row in range(30))
-    return f"<table><tbody>{rows}</tbody></table>"
+    data = {"text/html": f"<table><tbody>{rows}</tbody></table>"}
+    return {"output_type": "display_data", "metadata": {}, "data": data}
 
 
 def time_page(work, page: Path | None = None) -> tuple[float, int]:
