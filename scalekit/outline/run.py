@@ -24,7 +24,7 @@ from scalekit.outline.blocks import (
     Value,
     make_section,
 )
-from .sweep import find_server_id
+from .sweep import find_name
 from ..reporting.sections import list_code_facts, say_state
 from ..reporting.story import Story
 from ..rows import as_number, clip, read_value, show_value
@@ -156,6 +156,6 @@ def describe_run(
     ]  # fmt: skip
     name = Path(str(row.get("notebook") or "run")).name
     columns = (Value("metric", goal[1]),) if goal and goal[1] in metrics else ()
-    choice = Choice(runs=(find_server_id(row | {"path": story.bundle.path}),))
+    choice = Choice(runs=(find_name(row | {"path": story.bundle.path}),))
     sections = tuple(part for part in parts if part)
     return Outline(f"{name} {row['run_id']}", say_state(story), sections, choice, columns)

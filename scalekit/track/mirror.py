@@ -75,8 +75,8 @@ class Mirror:
 
     @property
     def run_id(self) -> str:
-        "The same for all that went on with the first"
-        return self.bundles[0].run_id
+        "The same for all that went on with the first; a server that has asked for the run has named it"
+        return self.target.get("run_id") or self.bundles[0].run_id
 
     @property
     def asked(self) -> dict[str, Any]:

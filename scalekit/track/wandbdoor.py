@@ -141,6 +141,7 @@ class WandbDoor:
             x_file_stream_transmit_interval=2.0, x_update_finish_state=mirror.is_over,
             x_start_time=mirror.started, host=mirror.host, program=mirror.notebook,
             git_commit=code.get("commit"), disable_git="commit" not in code,
+            sweep_id=mirror.target.get("sweep"),
             **_tries("graphql"), **_tries("file_stream"), **_tries("file_transfer"),
         )  # fmt: skip
         return wandb.init(
