@@ -19,7 +19,9 @@ from scalekit.store import Store
 SYNC = [sys.executable, "-c", "import sys; from scalekit.cli import main; sys.exit(main())", "sync"]
 
 
-def make_run(store: Store, target: dict[str, str], n_rows: int = 5, end: str | None = "succeeded", **asked) -> Bundle:
+def make_run(
+    store: Store, target: dict[str, str], n_rows: int = 5, end: str | None = "succeeded", **asked
+) -> Bundle:
     "A run that was told of"
     about = {"notebook": "train.ipynb", "parameters": {"lr": 0.1}, "track": ["mlflow"], "mlflow": target}
     bundle = store.create_run(about | asked)
@@ -178,7 +180,9 @@ def test_odd_names_become_names_that_mlflow_takes(store, target, send, client):
 def test_bad_answers_double_nothing(store, target, send, client, server, fault):
     bundle = make_run(store, target, n_rows=1000)
     with open_proxy(server) as (address, faults):
-        faults.plan = [(part, fault) for part in ("experiments/create", "runs/create", "log-batch", "runs/update")]
+        faults.plan = [
+            (part, fault) for part in ("experiments/create", "runs/create", "log-batch", "runs/update")
+        ]
         send(bundle, uri=address)
         assert len(faults.struck) == 4
     [run] = find_runs(client, target)
