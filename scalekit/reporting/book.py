@@ -54,7 +54,7 @@ class OpenStory(Story):
         "Metrics of this run, of the best other one and of the one before"
         import pandas as pd
 
-        runs = {"this run": self.row, "best so far": self.best, "before": self.parent}
+        runs = {"this run": self.row, "best other": self.best, "before": self.parent}
         return pd.DataFrame({name: (row.get("metrics") or {}) for name, row in runs.items() if row})
 
     @property

@@ -88,7 +88,8 @@ span.key.own::before { border-color: var(--best); } span.key.parent::before {
   border-top: 2px dashed var(--wait); }
 span.key.l1::before { border-color: var(--bad); } span.key.l2::before { border-color: var(--good); }
 span.key.l3::before { border-color: var(--wait); } span.key.l4::before { border-color: var(--ink); }
-.standing .own circle { fill: var(--best); } .standing .best circle { fill: none; stroke: var(--best);
+.standing .best circle { fill: none; stroke: var(--best); stroke-width: 2; }
+.standing .own circle { fill: var(--best); }
   stroke-width: 2; }
 """
 

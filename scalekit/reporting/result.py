@@ -88,7 +88,7 @@ def draw_metrics(
 ) -> Markup | None:  # None if the run told of none
     "Metrics of a run, of the best other one and of its parent"
     own = story.row.get("metrics") or {}
-    rivals = [(name, row) for name, row in (("best so far", story.best), ("before", story.parent)) if row]
+    rivals = [(name, row) for name, row in (("best other", story.best), ("before", story.parent)) if row]
     if len(rivals) == 2 and rivals[0][1]["run_id"] == rivals[1][1]["run_id"]:
         rivals = rivals[:1]
     first = [story.goal[1]] if story.goal and story.goal[1] in own else []
