@@ -16,7 +16,7 @@ _public = {
     "context": "log record artifact tag note current_run",
     "checkpoints": "checkpoint",
     "runner": "Run RunFailed run runs",
-    "overview": "export",
+    "overview": "export kpi",
     "differences": "diff",
     "space": "uniform log_uniform int_uniform normal log_normal choice from_signature",
     "sweeps": "sweep resume_sweep",
@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .inference.driver import Predictions as Predictions
     from .inference.driver import predict as predict
     from .overview import export as export
+    from .overview import kpi as kpi
     from .ranks.launcher import RankFailed as RankFailed
     from .ranks.launcher import launch as launch
     from .ranks.world import Preempted as Preempted

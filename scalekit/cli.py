@@ -15,7 +15,16 @@ from typing import Any
 from . import __version__
 from .core import ScaleKitError, human_bytes, human_seconds
 from .verbs.imports import add_places, do_import_papermill, do_import_wandb
-from .verbs.query import add_export, add_marks, add_query, do_export, do_note, do_tag
+from scalekit.verbs.query import (
+    add_export,
+    add_kpi,
+    add_marks,
+    add_query,
+    do_export,
+    do_kpi,
+    do_note,
+    do_tag,
+)
 from .verbs.report import add_report, do_report
 from .verbs.runs import add_start, do_debug, do_diff, do_new, do_run, do_runs, do_show_run, do_stop
 from .verbs.sweep import add_search, do_sweep
@@ -100,6 +109,7 @@ _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "import-wandb": ("make runs of what wandb has kept offline", do_import_wandb),
     "import-papermill": ("make runs of output notebooks of papermill", do_import_papermill),
     "export": ("write runs to a CSV or Parquet file, or all that they have logged", do_export),
+    "kpi": ("show how fast results come, how often runs fail and what they cost", do_kpi),
     "diff": ("put two runs side by side: parameters, code, metrics, outputs", do_diff),
     "debug": ("look into the kernel that a failed run has left behind", do_debug),
     "stop": ("ask a run to stop and keep what it has", do_stop),
@@ -149,6 +159,7 @@ def _build_parser() -> argparse.ArgumentParser:
         verbs["runs"].add_argument(f"--{option}", help=f"only runs of this {option}")
     add_query(verbs["runs"])
     add_export(verbs["export"])
+    add_kpi(verbs["kpi"])
     verbs["debug"].add_argument("--end", action="store_true", help="end the kernel")
     verbs["gc"].add_argument(
         "--limit", type=gigabytes, metavar="GB", help="default: journal_limit in scalekit.toml"
@@ -164,7 +175,7 @@ def _build_parser() -> argparse.ArgumentParser:
         verbs["diff"].add_argument(name, metavar=name.upper(), help=f"{what}: as for show")
     verbs["diff"].add_argument("--html", metavar="FILE", help="write a page instead, with the images")
     imports = ("import-wandb", "import-papermill")
-    for name in ("run", "sweep", "runs", "show", "report", "sync", "diff", "doctor", "gc", *imports):
+    for name in ("run", "sweep", "runs", "show", "report", "sync", "diff", "kpi", "doctor", "gc", *imports):
         verbs[name].add_argument("--json", action="store_true", help="for machines")
     for name in (
         "run",
@@ -174,6 +185,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "tag",
         "note",
         "export",
+        "kpi",
         "report",
         "sync",
         "diff",

@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,7 @@ def queue_run(
     bundle = store.create_run(
         {
             "notebook": plan.path, "notebook_sha256": plan.sha256, "parameters": plan.parameters,
-            "fingerprint": plan.work,
+            "notebook_changed": _find_change(plan.path), "fingerprint": plan.work,
             "profile": profile.name, "price_per_hour": profile.price_per_hour,
             "scalekit": __version__, "code": describe_code(plan.path.parent), **about,
         },
@@ -150,6 +151,15 @@ def make_order(
 # %% ../nbs/33b_runner.ipynb #5f5ffc29
 def _write_source(values: dict[str, Any], reveal: bool) -> str:
     return "\n".join(f"{name} = {to_source(value, reveal=reveal)}" for name, value in values.items())
+
+
+def _find_change(notebook: Path) -> str | None:
+    "When the file was saved last, as its folder tells"
+    try:
+        changed = notebook.stat().st_mtime
+    except OSError:  # gone since it was read
+        return None
+    return datetime.fromtimestamp(changed, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _kernel_name(notebook: dict[str, Any]) -> str:
