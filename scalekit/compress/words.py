@@ -129,4 +129,13 @@ def tell_warnings(
         )
     for one in measured:
         notes += [f"{one.name} {reason}." for reason in one.reasons.values()]
+    tail = max((speed.p95 / speed.p50 for one in measured for speed in one.speeds.values()), default=1.0)
+    if tail > _LONG_TAIL:
+        notes.append(
+            f"One call in twenty took up to {tail:.0f} times the median: most often another program had the "
+            "core. Medians and their ratios bear that; for p95 measure on a quiet machine."
+        )
     return notes
+
+
+_LONG_TAIL = 4.0  # p95 by p50
