@@ -19,7 +19,8 @@ from typing import Any
 from ..core import sha256_file, utc_now
 from ..marks import INDEX
 from .door import Sent, TrackerError, Unreachable
-from .mirror import Mirror
+from .mirror import Kept, Mirror
+from .mlflowmodel import write_model
 from scalekit.track.mlflowpoints import (
     RESULTS,
     ROWS,
@@ -281,18 +282,43 @@ def _send_files(client: Any, run: Any, mirror: Mirror, known: Mapping[str, str])
     place = run.info.artifact_uri
     if urllib.parse.urlsplit(place).scheme in ("", "file"):
         raise TrackerError(
-            f"MLflow keeps files in {place}, which only its server can write. The numbers have arrived; for the "
-            "files start it with --serve-artifacts and --artifacts-destination"
+            f"MLflow keeps files in {place}, which only its server can write. The numbers have arrived; for "
+            "the files start it with --serve-artifacts and --artifacts-destination"
         )
     asked = mirror.bundles[-1].path / "run.json"
-    files = {"run.json": (asked, sha256_file(asked))}
-    files |= {kept.name: (kept.path, kept.sha256) for kept in mirror.files if kept.kind != "checkpoint"}
-    for name, (path, checksum) in files.items():
-        if known.get(name) != checksum:
-            folder = PurePosixPath(name).parent.as_posix()
-            client.log_artifact(run.info.run_id, str(path), None if folder == "." else folder)
-    named = {kept.name: kept.sha256 for kept in mirror.files}
-    return named | {name: checksum for name, (_, checksum) in files.items()}
+    own = Kept("run.json", asked, "file", sha256_file(asked))
+    files = [own, *(kept for kept in mirror.files if kept.kind != "checkpoint")]
+    environment = _read_environment(mirror)
+    for kept in files:
+        if known.get(kept.name) != kept.sha256 and not _send_model(
+            client, run.info.run_id, kept, environment
+        ):
+            folder = PurePosixPath(kept.name).parent.as_posix()
+            client.log_artifact(run.info.run_id, str(kept.path), None if folder == "." else folder)
+    return {kept.name: kept.sha256 for kept in [*mirror.files, own]}
+
+
+def _send_model(client: Any, run_id: str, kept: Kept, environment: str) -> bool:
+    "Send a file as a model that MLflow can load; false if it can't be one"
+    if kept.kind != "model":
+        return False
+    with tempfile.TemporaryDirectory(dir=_find_near(kept.path), prefix=".mlflow-") as folder:
+        made = write_model(kept, Path(folder) / "model", environment)
+        if made:
+            name = kept.name.removeprefix("artifacts/")
+            client.log_artifacts(run_id, f"{folder}/model", f"models/{name}")
+    return made
+
+
+def _find_near(path: Path) -> str | None:
+    "A folder on the same disk, so that a link will do; the bundle itself is closed"
+    store = next((above for above in path.parents if (above / INDEX).is_dir()), None)
+    return str(store / INDEX) if store and os.access(store / INDEX, os.W_OK) else None
+
+
+def _read_environment(mirror: Mirror) -> str:
+    path = mirror.bundles[-1].path / "environment.txt"
+    return path.read_text(errors="replace") if path.exists() else ""
 
 # %% ../../nbs/71c_track.mlflowdoor.ipynb #00eff759
 def _end_run(client: Any, run_id: str, mirror: Mirror) -> None:

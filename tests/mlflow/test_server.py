@@ -10,7 +10,9 @@ import sys
 import time
 
 import nbformat
+import numpy as np
 import pytest
+import torch
 from proxy import open_proxy
 
 from scalekit.bundle import Bundle
@@ -174,6 +176,31 @@ def test_odd_names_become_names_that_mlflow_takes(store, target, send, client):
     send(bundle)
     [run] = find_runs(client, target)
     assert sorted(run.data.metrics.values()) == [0.5, 1.0, 2.0, 3.0]
+
+
+def test_models_arrive_with_a_signature_and_predict_the_same(store, target, send, client, monkeypatch):
+    import mlflow
+
+    net = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Softmax(-1)).eval()
+    bundle, x = make_run(store, target, end=None), torch.rand(5, 4)
+    program = torch.export.export(net, (x,), dynamic_shapes={"input": {0: torch.export.Dim("batch", max=64)}})
+    torch.export.save(program, bundle.artifacts / "net.pt2")
+    torch.onnx.export(program, dynamo=True).save(bundle.artifacts / "net.onnx")
+    torch.save(net.state_dict(), bundle.artifacts / "weights.pt")
+    bundle.set_state("succeeded")
+    send(bundle)
+    [run] = find_runs(client, target)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", target["uri"])
+    for name in ("net.pt2", "net.onnx"):
+        model = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/models/{name}")
+        [port] = model.metadata.signature.inputs.inputs
+        assert (port.type, port.shape) == (np.dtype("float32"), (-1, 4))
+        found = model.predict(x.numpy())
+        found = found[next(iter(found))] if isinstance(found, dict) else found
+        np.testing.assert_allclose(found, net(x).detach().numpy(), atol=1e-6)
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "artifacts")] == [
+        "artifacts/weights.pt"
+    ]
 
 
 @pytest.mark.parametrize("fault", [429, 503, "cut"])
