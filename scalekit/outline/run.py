@@ -25,7 +25,8 @@ from scalekit.outline.blocks import (
     make_section,
 )
 from .sweep import find_name
-from ..reporting.sections import list_code_facts, say_state
+from ..reporting.headline import say_state
+from ..reporting.sections import list_code_facts
 from ..reporting.story import Story
 from ..rows import as_number, clip, read_value, show_value
 
