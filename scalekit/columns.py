@@ -63,14 +63,14 @@ def make_getter(
     first, *rest = path
     if not rest:
         return lambda row: row.get(first)
-    whole = ".".join(rest)  # somebody may have logged `train.loss`
+    whole, is_deep = ".".join(rest), len(rest) > 1  # somebody may have logged `train.loss`
 
     def get(row: Row) -> Any:
         part = row.get(first)
-        value = part.get(whole) if isinstance(part, dict) else None
-        if value is None and len(rest) > 1:
+        value = part.get(whole) if type(part) is dict else None
+        if value is None and is_deep:
             value = functools.reduce(_step_into, rest, part)
-        return _plain(row, first, whole, value) if isinstance(value, dict | list) else value
+        return _plain(row, first, whole, value) if type(value) in (dict, list) else value
 
     return get
 
@@ -190,18 +190,22 @@ def sort_rows(
     for key in reversed(keys):  # the last first, since sorting keeps what is equal in its order
         name = key.strip()
         get = make_getter(_find_column(name.removeprefix("-"), rows))
-        values = [(get(row), row) for row in ordered]
-        there = [pair for pair in values if _is_there(pair[0])]
-        missing = [row for value, row in values if not _is_there(value)]
-        there.sort(key=lambda pair: _sort_key(pair[0]), reverse=name.startswith("-"))
-        ordered = [row for _, row in there] + missing
+        values = [get(row) for row in ordered]
+        there = [at for at, value in enumerate(values) if value is not None and value == value]
+        missing = sorted(set(range(len(values))) - set(there))
+        there.sort(key=_choose_key([values[at] for at in there], values), reverse=name.startswith("-"))
+        ordered = [ordered[at] for at in there + missing]
     return ordered
 
 # %% ../nbs/24a_columns.ipynb #c9e94f13
-def _is_there(value: Any) -> bool:
-    return value is not None and value == value
+def _choose_key(there: Sequence[Any], values: Sequence[Any]) -> Callable[[int], Any]:
+    "What to sort places by: the values, and their kinds where they have several"
+    kinds = {KINDS.get(kind, "") for kind in set(map(type, there))}
+    if len(kinds) == 1 and kinds <= {"number", "text"}:
+        return values.__getitem__
 
+    def find_key(at: int) -> tuple[str, Any]:
+        kind = KINDS.get(type(values[at]), "")
+        return kind, values[at] if kind in ("number", "text") else str(values[at])
 
-def _sort_key(value: Any) -> tuple[str, Any]:
-    kind = KINDS.get(type(value), "")
-    return kind, value if kind in ("number", "text") else str(value)
+    return find_key
