@@ -36,6 +36,7 @@ from .seal import CELLS, LEASE, STOP, TRAINING
 from .store import Store
 from .summary import ENDED, WrongState, check_step
 from .typed.source import BadNotebook
+from .wandbhook import settle_files
 
 # %% ../nbs/33a_execute.ipynb #256d6066
 @dataclass(frozen=True)
@@ -248,6 +249,7 @@ def _end(bundle: Bundle, state: str, **why: Any) -> None:
     if state == "succeeded":  # nobody will go on with it
         shutil.rmtree(bundle.path / CELLS, ignore_errors=True)
     if state in ENDED:
+        settle_files(bundle.path)
         bundle.seal()
 
 
@@ -274,6 +276,7 @@ def mend_notebook(
     bundle: Bundle,  # Of a run that has ended without its process
 ) -> None:
     "Complete the notebook of a lost run; one that can't be read stays as it is"
+    settle_files(bundle.path)
     for name in (STOP, TRAINING):
         (bundle.path / name).unlink(missing_ok=True)
     try:

@@ -151,6 +151,9 @@ WANDB_CELLS = (
     "child = multiprocessing.get_context('fork').Process(target=lambda: run.log({'forked': 1}))\n"
     "child.start(); child.join()",
     "import os\nprint({name: value for name, value in os.environ.items() if 'KEY' in name})",
+    "import subprocess\ncode = 'import wandb; run = wandb.init(); run.log(dict(apart=1)); run.finish()'\n"
+    "done = subprocess.run([sys.executable, '-c', code], capture_output=True)\n"
+    "assert done.returncode == 0, done",
 )
 
 
@@ -182,8 +185,8 @@ def test_what_a_notebook_logs_to_wandb_is_in_the_bundle_at_once_and_survives_a_k
 
 
 def test_wandb_is_offline_in_the_notebook_under_the_runs_own_name(spoken):
-    (file,) = find_wandb_files(spoken.path)
-    said = read_wandb_run(file)
+    said, apart = map(read_wandb_run, find_wandb_files(spoken.path))
+    assert (apart.rows[0]["apart"], apart.exit_code) == (1, 0)
     assert (said.run_id, said.config["depth"], said.config["late"]) == (spoken.run_id, 3, 1)
     assert [row["deep"]["y"] for row in said.rows[:3]] == [0.0, 1.0, 2.0]
     assert said.exit_code is None  # nobody could write it
@@ -200,6 +203,7 @@ def test_a_killed_run_arrives_with_every_row_its_tables_and_its_config(spoken, s
     rows = server.rows(spoken.run_id)
     assert [row["last"] for row in rows if "last" in row] == list(range(50))
     assert {"half": 1, "other": 2, "step": 3} in rows  # one row of wandb, said in two calls
+    assert rows[-1] == {"apart": 1, "step": 0}  # of a program that the notebook has started
     media = next(row for row in rows if "table" in row)
     assert (media["table"]["nrows"], media["page"]["_type"]) == (2, "html-file")
     assert any(media["page"]["path"] in path for path in server.files.stored)
@@ -226,7 +230,7 @@ def test_wandb_stays_disabled_for_who_wants_that_and_untracked_runs_are_left_alo
     disabled = "import wandb\nrun = wandb.init(mode='disabled')\nrun.log({'x': 1})\nrun.finish()"
     run = sk.run(write_notebook(place / "a.ipynb", disabled), track="wandb")
     assert [event for event in run.bundle.events() if event["event"] in ("log", "wandb")] == []
-    look = "import sys, os\nprint('scalekit.wandbhook' in sys.modules, 'WANDB_RUN_ID' in os.environ)"
+    look = "import sys, os\nprint('scalekit.wandbhook' in sys.modules, 'SCALEKIT_WANDB_RUN' in os.environ)"
     run = sk.run(write_notebook(place / "b.ipynb", look))
     assert read_cells(run.notebook)[0].text == "False False\n"
 
@@ -292,6 +296,19 @@ def test_an_end_that_is_neither_good_nor_bad_is_a_tag(store, server, courier, st
     send(courier, bundle)
     found = server.run(bundle.run_id)
     assert (found["state"], found["tags"]) == (shown, [state])
+
+
+def test_each_wandb_run_in_a_notebook_has_rows_of_its_own(store, server, courier):
+    bundle = make_run(store, state="running")
+    for number in range(2):
+        bundle.append("wandb", wandb="wandb/a.wandb", config={"round": number})
+        for _ in range(2):
+            bundle.append("log", step=0, values={f"x{_}": number}, source="wandb", wandb="wandb/a.wandb")
+    assert len(rows_of(bundle)) == 1  # the last one may still grow
+    end(bundle)
+    send(courier, bundle)
+    assert server.rows(bundle.run_id) == [{"x0": n, "x1": n, "step": 0} for n in (0, 1)]
+    assert server.run(bundle.run_id)["config"]["round"] == 1
 
 
 def test_system_metrics_numbers_that_are_none_and_odd_names_arrive(store, server, courier):
@@ -418,7 +435,7 @@ def test_a_courier_that_dies_with_its_run_is_replaced(store, server):
 
 
 def test_a_torn_file_is_read_up_to_the_tear_and_a_changed_byte_is_told(spoken, tmp_path):
-    (file,) = find_wandb_files(spoken.path)
+    file = find_wandb_files(spoken.path)[0]
     whole = file.read_bytes()
     torn = tmp_path / "run-a.wandb"
     torn.write_bytes(whole[: len(whole) // 2])

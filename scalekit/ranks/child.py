@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from .travel import CannotTravel, pack_value, unpack_call
 from .world import Exchange, Preempted, World, enter_world
+from ..wandbhook import RUN_ID, join_wandb
 
 if TYPE_CHECKING:
     import torch
@@ -290,6 +291,8 @@ _FOR_EVER = 30 * 86400.0  # A rank that fails ends this wait for all [s]
 
 def _enter_place(order: RankOrder) -> None:
     os.environ |= order.variables
+    if RUN_ID in order.environment:
+        join_wandb()
     sys.path[:] = [*sys.path, *(path for path in order.search_path if path not in sys.path)]
     sys.argv = [""]
 

@@ -30,6 +30,7 @@ from .progress import Pace, show_line
 from .travel import pack_call, unpack_value
 from .world import Preempted, World, enter_world, is_launched, raise_fence
 from ..shelf import find_way_out
+from ..wandbhook import share_environment
 from ..workers import ClusterError
 
 if TYPE_CHECKING:
@@ -282,7 +283,7 @@ class _Launch:
                 work_folder=os.getcwd(), search_path=tuple(path or os.getcwd() for path in sys.path),
                 modules=_list_warm(settings.preload), linger=settings.linger,
                 folder=str(plan.folder) if plan.folder else None, bundle=str(bundle) if bundle else None,
-                shrink=plan.shrink,
+                shrink=plan.shrink, environment=share_environment(rank, os.environ),
             )
             for rank, slot in enumerate(slots)
         ]  # fmt: skip

@@ -22,7 +22,7 @@ from ..forms import UnreadableValue
 from ..seal import SEAL
 from ..signature import read_signature
 from ..summary import ENDED
-from .rows import Row, collect_rows, parse_time
+from .rows import Row, collect_rows, parse_time, read_file_rows
 from ..typed.parameters import UNKNOWN
 from ..typed.source import BadNotebook
 from ..values import MASK, from_json
@@ -141,7 +141,8 @@ class Mirror:
     @cached_property
     def rows(self) -> list[Row]:
         "Every row that will not change any more"
-        return collect_rows(self.bundles, self.events)
+        rows = collect_rows(self.bundles, self.events)
+        return rows + [row for path in self._unheard_files for row in read_file_rows(path)]
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -178,6 +179,16 @@ class Mirror:
         "wandb's own files, of what the notebook said to it"
         folders = [bundle.path / FOLDER for bundle in self.bundles]
         return [path for folder in folders for path in sorted(folder.glob("offline-run-*/*.wandb"))]
+
+    @property
+    def _unheard_files(self) -> list[Path]:
+        "wandb's files of programs that the notebook has started; they may grow until the run ends"
+        heard = {
+            bundle.path / event["wandb"]
+            for bundle, told in zip(self.bundles, self.events, strict=True)
+            for event in told if event.get("wandb")
+        }  # fmt: skip
+        return [path for path in self.wandb_files if path not in heard] if self.is_over else []
 
     @property
     def about(self) -> str:
