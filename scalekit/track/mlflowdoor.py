@@ -7,6 +7,7 @@ __all__ = ['MlflowDoor', 'open_door']
 
 # %% ../../nbs/71c_track.mlflowdoor.ipynb #61c23d94
 import fcntl
+import json
 import os
 import tempfile
 import urllib.parse
@@ -18,6 +19,7 @@ from typing import Any
 
 from ..core import sha256_file, utc_now
 from ..marks import INDEX
+from ..reporting.story import Story
 from .door import Sent, TrackerError, Unreachable
 from .mirror import Kept, Mirror
 from .mlflowmodel import write_model
@@ -107,6 +109,7 @@ class MlflowDoor:
             self._client.update_run(run_id, status="RUNNING")
         _send_words(self._client, run, mirror, parent)
         _send_points(self._client, run, mirror, tell)
+        _send_data(self._client, run, mirror)
         files = _send_files(self._client, run, mirror, sent.files)
         _end_run(self._client, run_id, mirror)
         if parent:
@@ -276,6 +279,21 @@ def _send_batch(client: Any, run_id: str, points: Sequence[Point], tags: Mapping
 
     metrics = [Metric(point.key, point.value, point.time, point.step) for point in points]
     client.log_batch(run_id, metrics=metrics, tags=[RunTag(name, text) for name, text in tags.items()])
+
+# %% ../../nbs/71c_track.mlflowdoor.ipynb #71ca50ea
+def _send_data(client: Any, run: Any, mirror: Mirror) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    known = Story(mirror.bundles[-1], others=[]).data
+    digest = str(known.get("content") or "")[:_LONGEST_DIGEST]
+    if not digest or any(one.dataset.digest == digest for one in run.inputs.dataset_inputs):
+        return
+    told = json.dumps({name: str(value) for name, value in known.items()})
+    data = Dataset(str(known.get("kind") or "data"), digest, "scalekit", told)
+    client.log_inputs(run.info.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+
+
+_LONGEST_DIGEST = 36  # Characters that MLflow keeps
 
 # %% ../../nbs/71c_track.mlflowdoor.ipynb #9d17b977
 def _send_files(client: Any, run: Any, mirror: Mirror, known: Mapping[str, str]) -> dict[str, str]:
