@@ -231,6 +231,10 @@ def test_trials_of_a_sweep_are_tagged_also_when_it_goes_on(place, slots):
     assert [row["tags"] for row in sweep.rows] == [["night"]] * 2
     plan, _ = load_plan(sweep.page.parent)
     assert plan.tags == ("night",)
+    assert main(["sweep", "a.ipynb", "-g", "n=1,3", "--tag", "typed", "--profile", slots]) == 0
+    rows = Store("runs").list_runs()
+    assert sorted(row["tags"] for row in rows) == [["night"], ["night"], ["typed"]]  # n=1 was done before
+    assert main(["sweep", "--resume", "latest", "--tag", "more"]) == 2
 
 
 def test_runs_are_tagged_from_the_command_line(place, capsys):
