@@ -257,8 +257,13 @@ def test_a_run_arrives_once_however_often_it_is_sent(store, server, courier):
     assert send(courier, bundle)["rows"] == 30
     assert len(server.asked) == n_asked  # there was nothing to say
     (bundle.path / "later" / "wandb.json").unlink()
+    bundle.tag("late")
+    bundle.tag("accepted", remove=True)
+    bundle.note("better than it looked")
     send(courier, bundle)
     assert server.rows(bundle.run_id) == rows_of(bundle)
+    shown = server.run(bundle.run_id)
+    assert (shown["tags"], shown["notes"]) == (["team a", "late"], "good\nbetter than it looked")
     assert bundle.verify() == []
 
 

@@ -58,7 +58,7 @@ def plan_errands(
     "What a sync has to do; raises `UnknownRun`, or `ScaleKitError` if nobody knows where to send a run"
     if choice.to is not None and choice.to not in TRACKERS:
         raise ScaleKitError(f"--to: no tracker {choice.to!r}. {suggest(choice.to, TRACKERS)}")
-    chains = [chain for chain in find_chains(_list_bundles(store)) if chain[-1].state != "queued"]
+    chains = find_chains(_list_bundles(store))
     named = _find_named(store, chains, choice.names)
     errands, n_same = [], 0
     for chain in chains if named is None else named:
@@ -67,7 +67,7 @@ def plan_errands(
             errand = Errand(tracker, tuple(str(bundle.path) for bundle in chain), target)
             if _is_same(chain, errand):
                 n_same += 1
-            else:
+            elif chain[-1].state != "queued":  # asked last: it reads the events
                 errands.append(errand)
     return errands, n_same
 
