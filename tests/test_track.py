@@ -235,6 +235,16 @@ def test_wandb_stays_disabled_for_who_wants_that_and_untracked_runs_are_left_alo
     assert read_cells(run.notebook)[0].text == "False False\n"
 
 
+def test_a_tracked_run_goes_on_though_its_own_place_for_wandb_is_another(place):
+    slow = "import os, time\ntime.sleep(0.4)\nn = sum(name.startswith('WANDB_') for name in dict(os.environ))"
+    once = "if not os.path.exists('done'):\n    open('done', 'w').close(); 1 / 0\nprint(n > 5)"
+    notebook = write_notebook(place / "a.ipynb", slow, once)
+    assert sk.run(notebook, track="wandb", check=False).state == "failed"
+    run = sk.run(notebook, resume="latest")
+    assert [cell.status for cell in read_cells(run.notebook)] == ["restored", "completed"]
+    assert (read_cells(run.notebook)[1].text, run.bundle.asked["track"]) == ("True\n", ["wandb"])
+
+
 # What a sync sends
 
 
