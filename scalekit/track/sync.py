@@ -37,7 +37,7 @@ class Delivery:
     error: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Deliveries:
     "What a sync has done"
 
@@ -53,6 +53,9 @@ class Deliveries:
         counts = Counter(one.state for one in self.done)
         told = [f"{counts[state]} {state}" for state in ("sent", "waiting", "failed") if counts[state]]
         return ", ".join([*told, f"{self.n_same} as they were"])
+
+    def __repr__(self) -> str:
+        return "\n".join([str(self), *(f"{one.run_id}: {one.error or one.url}" for one in self.done)])
 
 # %% ../../nbs/70i_track.sync.ipynb #00ceb18f
 class Pace:
