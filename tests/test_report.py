@@ -327,6 +327,15 @@ def test_large_pictures_become_small_ones_and_the_rest_is_named(make):
     assert len(frame_page(bundle)) < 500_000
 
 
+def test_many_large_tables_make_no_endless_page(make):
+    rows = "".join(f"<tr><td>{number}</td><td>{number * 7}</td></tr>" for number in range(4_000))
+    page = write_run_page(
+        make([code(f"table_{n}", show("text/html", f"<table>{rows}</table>")) for n in range(20)])
+    )
+    assert page.stat().st_size < LARGEST
+    assert 2 <= page.read_text().count("<table>") - 2 < 20 and "An output of 1" in read_text(page)
+
+
 def test_very_many_points_make_a_small_page_and_keep_the_spike(store):
     bundle = store.create_run({"notebook": "train.ipynb"})
     bundle.set_state("running")

@@ -36,7 +36,8 @@ details > summary { color: var(--soft); }
 
 # %% ../../nbs/26h_reporting.look.ipynb #3fbd7963
 _PARTS = """
-.figures { background: none; } .figures div { box-shadow: 0 0 0 1px var(--line); } .about dt {
+.figures { background: none; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); }
+  .figures div { box-shadow: 0 0 0 1px var(--line); } .about dt {
   white-space: nowrap; }
 .figures dd:not(.soft) { font-size: 1.4rem; overflow-wrap: normal; } .figures dd.bad { color: var(--bad); }
 .figures dd.good { color: var(--good); }
@@ -101,6 +102,7 @@ _PLACES = """
   .figures { grid-template-columns: 1fr 1fr; } .figures dd:not(.soft) { font-size: 1.2rem; }
   .zoom svg text { font-size: 15px; }
   .about { flex-direction: column; } th, td { padding: .35rem .5rem; } td:not(.n) { white-space: normal; } }
+@media (min-width: 40.01rem) and (max-width: 58rem) { .figures { grid-template-columns: repeat(3, 1fr); } }
 @media print { .tools, .tip, nav, output { display: none !important; } .outputs { max-height: none;
   overflow: visible; }
   .cell, .zoom, pre { break-inside: avoid; } .cell:has(pre) { break-inside: auto; } details {

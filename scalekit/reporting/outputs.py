@@ -58,12 +58,16 @@ def draw_output(
     budget: Budget,
 ) -> Markup | None:  # None if there is nothing to see
     "An output as a page may show it"
-    shown = _draw(output, budget)
-    if shown is None or budget.spend(shown):
-        return shown
+    if budget.left >= _LEAST:  # else there is no point in cleaning it
+        shown = _draw(output, budget)
+        if shown is None or budget.spend(shown):
+            return shown
     return tag("p", f"An output of {human_bytes(_measure(output))} is left out here.", class_="soft")
 
 # %% ../../nbs/26d_reporting.outputs.ipynb #6c1187b4
+_LEAST = 1000  # Bytes that an output is tried for
+
+
 def _draw(output: Mapping[str, Any], budget: Budget) -> Markup | None:
     kind = output.get("output_type")
     if kind == "stream":
