@@ -58,11 +58,15 @@ class Trials(Protocol):
     ended: list[dict[str, Any]]  # Rows of trials that are done
     adopted: list[Attempt]  # Runs that an earlier start of the sweep has begun and that go on
     trouble: str | None  # Why it is no use to go on
-    waits: bool  # For trials that somebody else will ask for
 
     @property
     def is_done(self) -> bool:
         "Whether nothing is left to do"
+        ...
+
+    @property
+    def waits(self) -> bool:
+        "Whether somebody else may ask for more"
         ...
 
     def next(self) -> Attempt | None:
@@ -75,6 +79,10 @@ class Trials(Protocol):
 
     def tell(self, attempt: Attempt, row: dict[str, Any]) -> None:
         "A trial has ended for good"
+        ...
+
+    def drop(self, attempt: Attempt) -> None:
+        "A trial was stopped by somebody, or taken away for good, and has no result"
         ...
 
     def find_notes(self) -> list[str]:
@@ -147,6 +155,9 @@ class GridTrials:
     def tell(self, attempt: Attempt, row: dict[str, Any]) -> None:
         return None
 
+    def drop(self, attempt: Attempt) -> None:
+        return None
+
     def find_notes(self) -> list[str]:
         return []
 
@@ -214,6 +225,9 @@ class SearchTrials:
         self._tell(attempt.number, row)
         if row["state"] == "succeeded" and not self._n_scored and self._n_unscored >= _PATIENCE:
             self.trouble = self._explain_missing(row)
+
+    def drop(self, attempt: Attempt) -> None:
+        return None
 
     def find_notes(self) -> list[str]:
         "What should be said at the end"

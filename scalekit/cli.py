@@ -14,6 +14,7 @@ from typing import Any
 
 from . import __version__
 from .core import ScaleKitError, human_bytes, human_seconds
+from .verbs.agent import add_agent, do_agent
 from .verbs.imports import add_places, do_import_papermill, do_import_wandb
 from scalekit.verbs.query import (
     add_export,
@@ -100,6 +101,7 @@ _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "new": ("copy a template to start from", do_new),
     "run": ("run a notebook with parameters", do_run),
     "sweep": ("run a notebook for every combination of values, or search the best", do_sweep),
+    "agent": ("serve a sweep of a W&B server with the slots of a cluster", do_agent),
     "runs": ("list runs, newest first", do_runs),
     "show": ("show one run: what was asked, what happened, its files", do_show_run),
     "tag": ("tag a run, also one that ended long ago", do_tag),
@@ -157,6 +159,7 @@ def _build_parser() -> argparse.ArgumentParser:
     verbs["runs"].add_argument("-n", "--limit", type=count, default=None, metavar="N", help="at most so many")
     for option in ("state", "sweep", "notebook"):
         verbs["runs"].add_argument(f"--{option}", help=f"only runs of this {option}")
+    add_agent(verbs["agent"])
     add_query(verbs["runs"])
     add_export(verbs["export"])
     add_kpi(verbs["kpi"])

@@ -210,6 +210,8 @@ class Controller:
             return
         if row["state"] in ("succeeded", "pruned", "failed"):
             self.trials.tell(attempt, row)
+        else:
+            self.trials.drop(attempt)
         progress.add(row)
 
     def _watch(self) -> None:
@@ -245,6 +247,7 @@ class Controller:
         progress.running = self._list_running()
         progress.cost = self.meter.cost
         progress.note = self.limit or ""
+        progress.is_ending = self.reason is not None
 
 # %% ../nbs/34k_controller.ipynb #d27cefaf
 def _is_going_on(bundle: Bundle) -> bool:

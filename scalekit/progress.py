@@ -47,6 +47,7 @@ class SweepProgress:
     cost: float | None = None  # All starts together
     gpu_use: float | None = None  # Mean of the GPUs [%]
     note: str = ""  # What else there is to say
+    is_ending: bool = False  # Nothing more is started
     _seconds: float = 0.0
     _timed: int = 0
 

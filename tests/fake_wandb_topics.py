@@ -207,13 +207,32 @@ class Sweeps:
         self.found: dict[str, dict[str, Any]] = {}
         self.agents: dict[str, str] = {}  # Sweep by agent
         self.told: list[dict[str, str]] = []  # What agents have said of their runs
+        self.stops: set[str] = set()  # Runs that shall be stopped
+
+    def make(self, config: str, entity: str = ME, project: str = "digits") -> str:
+        "A sweep, as somebody else has made it; its path"
+        name = self.UpsertSweep({"config": config, "projectName": project, "entityName": entity})["upsertSweep"]
+        return f"{entity}/{project}/{name['sweep']['name']}"
+
+    def GetSweep(self, v: dict) -> dict:
+        found = self.found.get(v["name"])
+        config = yaml.safe_load(found["config"]) if found else {}
+        told = found and {
+            "__typename": "Sweep", "id": v["name"], "name": v["name"], "displayName": None, "state": "RUNNING",
+            "method": config.get("method", "grid"), "description": None, "bestLoss": None, "createdAt": DAY,
+            "config": found["config"], "updatedAt": None, "runCount": 0, "runCountExpected": found["n"],
+        }  # fmt: skip
+        return {"project": {"sweep": told}}
+
+    GetSweepLegacy = GetSweep
 
     def UpsertSweep(self, v: dict) -> dict:
         axes = {name: said.get("values") or [said.get("value")]
                 for name, said in yaml.safe_load(v["config"])["parameters"].items()}  # fmt: skip
         name = f"sw{len(self.found) + 1}"
         points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-        self.found[name] = {"config": v["config"], "todo": points}
+        self.found[name] = {"config": v["config"], "todo": points, "n": len(points),
+                            "key": (v["entityName"], v["projectName"])}  # fmt: skip
         made = {"name": name, "project": make_project(v["projectName"], v["entityName"])}
         return {"upsertSweep": {"sweep": made, "configValidationWarnings": []}}
 
@@ -226,11 +245,14 @@ class Sweeps:
         states = v.get("runState") or {}
         states = json.loads(states) if isinstance(states, str) else states
         self.told.append(states)
-        commands = [] if states else [self._next_command(self.found[self.agents[v["id"]]]["todo"])]
+        commands = [{"type": "stop", "run_id": run_id} for run_id in states if run_id in self.stops]
+        commands += [] if states else [self._next_command(self.agents[v["id"]])]
         return {"agentHeartbeat": {"agent": {"id": v["id"]}, "commands": json.dumps(commands)}}
 
-    def _next_command(self, todo: list[dict]) -> dict:
-        if not todo:
+    def _next_command(self, sweep: str) -> dict:
+        if not (todo := self.found[sweep]["todo"]):
             return {"type": "exit"}
         values = {name: {"value": value} for name, value in todo.pop(0).items()}
-        return {"type": "run", "run_id": f"trial{len(todo)}", "args": values}
+        run_id = f"{sweep}trial{len(todo)}"
+        self.server.runs.make((*self.found[sweep]["key"], run_id))["sweepName"] = sweep
+        return {"type": "run", "run_id": run_id, "args": values}

@@ -84,7 +84,9 @@ def test_a_report_has_the_parts_of_the_page_in_the_order_of_the_page(tmp_path):
 def test_panels_name_only_what_some_run_has(tmp_path):
     rows = make_runs(tmp_path).list_runs()
     outline = describe_findings(Findings(rows, ("maximize", "accuracy")), "First")
-    known = {name for row in rows for name in [*row["parameters"], *row["metrics"], "created", "seconds", "trial"]}
+    known = {
+        name for row in rows for name in [*row["parameters"], *row["metrics"], "created", "seconds", "trial"]
+    }
     assert {value.name for panel in outline.panels for value in list_values(panel)} <= known
     wrong = Outline("Odd", "", (Section("Importance", (Weights("acuracy"),)),), Choice(sweeps=("first",)))
     subject = find_outline("sweep == 'first'", store=tmp_path / "runs")
@@ -115,7 +117,9 @@ def test_a_run_that_went_on_is_named_by_the_first_of_its_chain(tmp_path):
 def test_throughput_by_ranks_becomes_a_report_of_its_own(tmp_path):
     store = Store(tmp_path / "runs")
     for n in (1, 2, 4):
-        bundle = store.create_run({"notebook": "train.ipynb", "parameters": {"n_ranks": n}, "sweep": "s"} | TRACKED)
+        bundle = store.create_run(
+            {"notebook": "train.ipynb", "parameters": {"n_ranks": n}, "sweep": "s"} | TRACKED
+        )
         bundle.set_state("running")
         bundle.append("record", values={"samples_per_second": 100 * n**0.5})
         bundle.set_state("succeeded")
@@ -125,7 +129,9 @@ def test_throughput_by_ranks_becomes_a_report_of_its_own(tmp_path):
     assert list_named(write_spec(subject.outline)) == {"n_ranks", "samples_per_second"}
 
 
-def test_the_command_saves_a_report_and_the_next_time_replaces_it(tmp_path, wandb_server, capsys, monkeypatch):
+def test_the_command_saves_a_report_and_the_next_time_replaces_it(
+    tmp_path, wandb_server, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     store = make_runs(tmp_path, 4, sweep=None)
     for _ in range(2):
@@ -145,7 +151,9 @@ def test_the_command_saves_a_report_and_the_next_time_replaces_it(tmp_path, wand
 
 
 @pytest.mark.parametrize("trouble", ["no server", "no account"])
-def test_without_a_server_or_an_account_there_is_one_sentence_and_the_page(trouble, tmp_path, monkeypatch, capsys):
+def test_without_a_server_or_an_account_there_is_one_sentence_and_the_page(
+    trouble, tmp_path, monkeypatch, capsys
+):
     make_runs(tmp_path, 4)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -161,5 +169,10 @@ def test_without_a_server_or_an_account_there_is_one_sentence_and_the_page(troub
     assert said.out.splitlines()[0].endswith("report.html")
     wanted = "can't be reached" if trouble == "no server" else "does not let this account in"
     (sentence,) = said.err.splitlines()
-    assert sentence.startswith("scalekit: the report is not saved: W&B at http://127.0.0.1:") and wanted in sentence
-    assert (Path(sk.load_settings().store) / Store("runs").open_run("latest").run_id / "later" / FILE).exists()
+    assert (
+        sentence.startswith("scalekit: the report is not saved: W&B at http://127.0.0.1:")
+        and wanted in sentence
+    )
+    assert (
+        Path(sk.load_settings().store) / Store("runs").open_run("latest").run_id / "later" / FILE
+    ).exists()
