@@ -1817,6 +1817,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'scalekit/journal/memory.py'),
                                          'scalekit.journal.memory._tuples': ('journal.memory.html#_tuples', 'scalekit/journal/memory.py'),
                                          'scalekit.journal.memory.allocate': ('journal.memory.html#allocate', 'scalekit/journal/memory.py'),
+                                         'scalekit.journal.memory.has_memory': ( 'journal.memory.html#has_memory',
+                                                                                 'scalekit/journal/memory.py'),
                                          'scalekit.journal.memory.make_array': ( 'journal.memory.html#make_array',
                                                                                  'scalekit/journal/memory.py'),
                                          'scalekit.journal.memory.make_tensor': ( 'journal.memory.html#make_tensor',
