@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Row', 'Path', 'PARTS', 'KINDS', 'BadQuery', 'spell', 'find_path', 'make_getter', 'suggest_column', 'read_column',
-           'list_columns', 'has_column', 'read_columns', 'take_columns', 'sort_rows']
+           'list_columns', 'has_column', 'read_columns', 'take_columns', 'sort_rows', 'find_order']
 
 # %% ../nbs/24a_columns.ipynb #fb177221
 import ast
@@ -185,17 +185,25 @@ def sort_rows(
     sort: str | Sequence[str],  # For example `"-metrics.accuracy"`, `"state, -created"`
 ) -> list[Row]:  # Rows that are equal stay in their order
     "Put rows in order; raises `BadQuery` for a column that no row has"
+    return [rows[place] for place in find_order(rows, sort)]
+
+
+def find_order(
+    rows: Sequence[Row],
+    sort: str | Sequence[str],  # As for `sort_rows`
+) -> list[int]:  # Places of the rows as they are now
+    "What the order would be, for who has made something of the rows already"
     keys = _split(sort) if isinstance(sort, str) else list(sort)
-    ordered = list(rows)
+    order = list(range(len(rows)))
     for key in reversed(keys):  # the last first, since sorting keeps what is equal in its order
         name = key.strip()
         get = make_getter(_find_column(name.removeprefix("-"), rows))
-        values = [get(row) for row in ordered]
-        there = [at for at, value in enumerate(values) if value is not None and value == value]
-        missing = sorted(set(range(len(values))) - set(there))
+        values = [get(row) for row in rows]
+        there = [at for at in order if values[at] is not None and values[at] == values[at]]
+        missing = [at for at in order if values[at] is None or values[at] != values[at]]
         there.sort(key=_choose_key([values[at] for at in there], values), reverse=name.startswith("-"))
-        ordered = [ordered[at] for at in there + missing]
-    return ordered
+        order = there + missing
+    return order
 
 # %% ../nbs/24a_columns.ipynb #c9e94f13
 def _choose_key(there: Sequence[Any], values: Sequence[Any]) -> Callable[[int], Any]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from .columns import BadQuery, Row, read_columns, sort_rows
+from .columns import BadQuery, Row, find_order, read_columns, sort_rows
 from .condition import Where
 from .index import no_collection
 from .store import Store, frame_rows
@@ -68,8 +68,10 @@ def find_frame(
 ) -> "DataFrame":  # One row a run; columns like `metrics.accuracy`
     "Runs that are wanted, as a table"
     with no_collection():
-        rows = find_runs(store, where, sort, limit, **filters)
-        if columns is None:
-            return frame_rows(rows)
-        paths = read_columns(columns, rows or store.list_runs())
-        return frame_rows(rows, [".".join(path) for path in paths])
+        is_late = sort and limit is None  # rows in the order of memory are turned into columns twice as fast
+        rows = find_runs(store, where, None if is_late else sort, limit, **filters)
+        paths = None if columns is None else read_columns(columns, rows or store.list_runs())
+        table = frame_rows(rows, None if paths is None else [".".join(path) for path in paths])
+        if sort and is_late and rows:
+            table = table.iloc[find_order(rows, sort)].reset_index(drop=True)
+        return table

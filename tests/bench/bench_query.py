@@ -1,5 +1,6 @@
 """What it costs to find runs by a condition among many.  `python tests/bench/bench_query.py [N_RUNS]`"""
 
+import os
 import random
 import statistics
 import sys
@@ -51,15 +52,16 @@ def make_store(folder: Path, n: int) -> Store:
     return Store(folder)
 
 
-def median(work: Callable[[], object], n: int = 15) -> float:
-    "Median time of `work` after a first time [s]"
+def medians(work: Callable[[], object], n: int = 15) -> tuple[float, float]:
+    "Median time of `work` after a first time, and of what it had of a core [s]"
     work()
-    times = []
+    times, of_core = [], []
     for _ in range(n):
-        start = time.perf_counter()
+        start, start_of_core = time.perf_counter(), time.process_time()
         work()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        of_core.append(time.process_time() - start_of_core)
+    return statistics.median(times), statistics.median(of_core)
 
 
 def measure(n: int = 10_000) -> Iterator[Figure]:
@@ -76,8 +78,9 @@ def measure(n: int = 10_000) -> Iterator[Figure]:
             f"{n:,} runs as a data frame": lambda: find_frame(store),
             f"{n:,} runs sorted, as a data frame": lambda: find_frame(store, None, "metrics.loss"),
         }.items():
-            took = median(work)
-            yield Figure(what, seconds(took), "", took, "under 0.2 s")
+            took, of_core = medians(work)
+            load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+            yield Figure(what, f"{seconds(took)}, {seconds(of_core)} of a core", load, took, "under 0.2 s")
 
 
 if __name__ == "__main__":
