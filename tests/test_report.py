@@ -14,17 +14,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from hostile import CASES, code, find_faults, make_run, say, show, stream
+from notebooks import write_notebook
 from PIL import Image
 
 import scalekit as sk
 from scalekit.bundle import Bundle
 from scalekit.cli import main
 from scalekit.events import StoreError
+from scalekit.planfile import write_plan
 from scalekit.reporting.book import open_story
 from scalekit.reporting.page import LARGEST, frame_page, write_run_page
 from scalekit.reporting.story import Story
 from scalekit.runner import Run
 from scalekit.store import Store, UnknownRun
+from scalekit.trials import plan_sweep
 
 CLOCK = "2026-05-01T12:00:{:02d}.000000Z"
 
@@ -387,6 +390,29 @@ def test_report_finds_a_run_a_sweep_or_a_condition(make, store, tmp_path, capsys
                     "bytes": (tmp_path / "c.html").stat().st_size}  # fmt: skip
     nbformat.validate(nbformat.read(tmp_path / "c.ipynb", as_version=4))
     assert [bundle.verify() for bundle in runs] == [[], [], []]
+
+
+def test_a_sweep_has_its_page_by_a_part_of_its_name(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_notebook(tmp_path / "a.ipynb", ("lr: float = 0.1", "parameters"), "lr")
+    plan = plan_sweep("a.ipynb", {"lr": [0.1, 0.2]}, goal="maximize accuracy")
+    folder = store.folder / "sweeps" / plan.sweep_id
+    folder.mkdir(parents=True)
+    write_plan(plan, folder, {"profile": None, "n_workers": None})
+    for work, trial in plan.trials.items():
+        asked = {"parameters": trial.parameters, "fingerprint": work, "sweep": plan.sweep_id}
+        bundle = store.create_run({"notebook": "a.ipynb", **asked})
+        bundle.set_state("running")
+        bundle.append("record", values={"accuracy": 1 - trial.values["lr"]})
+        bundle.set_state("succeeded")
+        store.index(bundle)
+    page = sk.report(plan.sweep_id[:-2], store=store.folder)
+    assert page == folder / "index.html" and page.with_suffix(".ipynb").exists()
+    assert "best accuracy 0.9" in read_text(page)
+    other = sk.report(plan.sweep_id, tmp_path / "b.html", goal="minimize accuracy", store=store.folder)
+    assert "best accuracy 0.8" in read_text(other)
+    with pytest.raises(UnknownRun, match="Nor is it a sweep"):
+        sk.report("b-123", store=store.folder)
 
 
 def test_report_says_what_it_did_not_find(make, store, tmp_path, capsys):
