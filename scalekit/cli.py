@@ -177,27 +177,9 @@ def _build_parser() -> argparse.ArgumentParser:
     for name, what in (("first", "the run from before"), ("second", "the one to look at")):
         verbs["diff"].add_argument(name, metavar=name.upper(), help=f"{what}: as for show")
     verbs["diff"].add_argument("--html", metavar="FILE", help="write a page instead, with the images")
-    imports = ("import-wandb", "import-papermill")
-    for name in ("run", "sweep", "runs", "show", "report", "sync", "diff", "kpi", "doctor", "gc", *imports):
+    for name in ("run", "sweep", "runs", "show", "report", "sync", "diff", "kpi", "doctor", "gc"):
         verbs[name].add_argument("--json", action="store_true", help="for machines")
-    for name in (
-        "run",
-        "sweep",
-        "runs",
-        "show",
-        "tag",
-        "note",
-        "export",
-        "kpi",
-        "report",
-        "sync",
-        "diff",
-        "debug",
-        "stop",
-        "index",
-        "gc",
-        *imports,
-    ):
+    for name in "run sweep runs show tag note export kpi report sync diff debug stop index gc".split():
         verbs[name].add_argument(
             "--store", metavar="FOLDER", help="of the runs; default: runs, or as scalekit.toml says"
         )
