@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
-from .memory import Regions, view_array, view_tensor
+from .memory import Regions, has_memory, view_array, view_tensor
 
 # %% ../../nbs/31c_journal.behind.ipynb #64137859
 _ENDS = (ModuleType, type, FunctionType, BuiltinFunctionType, CodeType, str, int, float, bytes)
@@ -70,8 +70,8 @@ def ask_for_memory(
     if (
         torch is not None
         and isinstance(value, torch.Tensor)
-        and value.layout == torch.strided
         and value.grad_fn is None
+        and has_memory(value)
     ):
         look = view_tensor
     if look is not None:
