@@ -179,7 +179,8 @@ def _build_parser() -> argparse.ArgumentParser:
     verbs["diff"].add_argument("--html", metavar="FILE", help="write a page instead, with the images")
     for name in ("run", "sweep", "runs", "show", "report", "sync", "diff", "kpi", "doctor", "gc"):
         verbs[name].add_argument("--json", action="store_true", help="for machines")
-    for name in "run sweep runs show tag note export kpi report sync diff debug stop index gc".split():
+    reading = ("runs", "show", "export", "kpi", "report", "sync", "diff", "debug", "index", "gc")
+    for name in ("run", "sweep", "tag", "note", "stop", *reading):
         verbs[name].add_argument(
             "--store", metavar="FOLDER", help="of the runs; default: runs, or as scalekit.toml says"
         )
