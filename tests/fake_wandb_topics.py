@@ -211,14 +211,15 @@ class Sweeps:
 
     def make(self, config: str, entity: str = ME, project: str = "digits") -> str:
         "A sweep, as somebody else has made it; its path"
-        name = self.UpsertSweep({"config": config, "projectName": project, "entityName": entity})["upsertSweep"]
-        return f"{entity}/{project}/{name['sweep']['name']}"
+        made = self.UpsertSweep({"config": config, "projectName": project, "entityName": entity})
+        return f"{entity}/{project}/{made['upsertSweep']['sweep']['name']}"
 
     def GetSweep(self, v: dict) -> dict:
         found = self.found.get(v["name"])
         config = yaml.safe_load(found["config"]) if found else {}
         told = found and {
-            "__typename": "Sweep", "id": v["name"], "name": v["name"], "displayName": None, "state": "RUNNING",
+            "__typename": "Sweep", "id": v["name"], "name": v["name"], "displayName": None,
+            "state": "RUNNING",
             "method": config.get("method", "grid"), "description": None, "bestLoss": None, "createdAt": DAY,
             "config": found["config"], "updatedAt": None, "runCount": 0, "runCountExpected": found["n"],
         }  # fmt: skip

@@ -11,6 +11,7 @@ from processes import start_scalekit, wait_until
 
 from scalekit.bridge.agent import serve_sweep
 from scalekit.bridge.trials import Manners
+from scalekit.bundle import Bundle
 from scalekit.cli import main
 from scalekit.store import Store
 from scalekit.trials import SweepStopped
@@ -81,8 +82,8 @@ def test_a_name_that_the_notebook_does_not_take_is_one_sentence_before_an_agent_
     path = wandb_server.sweeps.make(GRID.replace("  lr:", "  lrr:"))
     assert main(["agent", path]) == 2
     said = capsys.readouterr().err
-    sentence = "scalekit: sweep me/digits/sw1 varies 'lrr', and train.ipynb has no such parameter. Did you mean 'lr'?"
-    assert said.startswith(sentence) and said.count("\n") == 1
+    sentence = "scalekit: sweep me/digits/sw1 varies 'lrr', and train.ipynb has no such parameter. "
+    assert said.startswith(f"{sentence}Did you mean 'lr'?") and said.count("\n") == 1
     assert wandb_server.sweeps.agents == {} and not Path("runs").exists()
 
 
@@ -157,4 +158,4 @@ def test_an_agent_that_is_told_to_end_stops_its_trials_and_tells_the_server(note
 
 def list_rows(store: Store) -> list[dict]:
     "Rows as the bundles have them now"
-    return [store.open_run(path.parent.name).summary() for path in store.folder.glob("*/run.json")]
+    return [Bundle(path.parent).summary() for path in store.folder.glob("*/run.json")]

@@ -111,6 +111,7 @@ def test_a_value_that_makes_no_sense_is_refused(name, word):
         ("predict", {}, 2),
         ("compress", {}, 3),
         ("finetune", {}, 4),
+        ("report", {}, 0),  # its drawings are those of the page
     ],
 )
 def test_a_smoke_run_reaches_the_end_of_a_bare_notebook(name, parameters, n_figures, bare):

@@ -10,7 +10,7 @@ import scalekit as sk
 from scalekit.cli import main
 from scalekit.findings import Findings
 from scalekit.outline.blocks import Choice, EmptyPanel, Outline, Section, Weights, list_values
-from scalekit.outline.find import FILE, find_outline, save_report, write_report
+from scalekit.outline.find import FILE, find_outline, write_report
 from scalekit.outline.spec import write_spec
 from scalekit.outline.sweep import describe_findings
 from scalekit.page import write_sweep_page
@@ -43,6 +43,12 @@ def list_named(spec: dict) -> set[str]:
     named = re.findall(r'"(?:config:|summary:|summary_metrics\.)([\w/]+)(?:\.value)?"', text)
     metrics = re.findall(r'"metrics": \["(?!summary_metrics)([\w/]+)"\]', text)
     return {*named, *metrics, *re.findall(r'"targetKey": "([\w/]+)"', text)}
+
+
+def list_panels(blocks: list[dict]) -> list[dict]:
+    "Panels of a specification"
+    grids = [block["metadata"] for block in blocks if block["type"] == "panel-grid"]
+    return [panel for grid in grids for panel in grid["panelBankSectionConfig"]["panels"]]
 
 
 @pytest.fixture
@@ -176,3 +182,16 @@ def test_without_a_server_or_an_account_there_is_one_sentence_and_the_page(
     assert (
         Path(sk.load_settings().store) / Store("runs").open_run("latest").run_id / "later" / FILE
     ).exists()
+
+
+def test_the_template_makes_the_page_and_the_report_with_the_same_parts(place, wandb_server):
+    run = sk.run(sk.copy_template("report", place / "report.ipynb"), smoke=True, wandb=True)
+    page = (run.path / "artifacts" / "report.html").read_text()
+    told = json.loads((run.path / "artifacts" / "report.json").read_bytes())
+    ((identity, saved),) = wandb_server.views.saved.items()
+    assert told["saved"]["id"] == identity and saved["projectName"] == place.name
+    blocks = json.loads(saved["spec"])["blocks"]
+    headings = [block["children"][0]["text"] for block in blocks if block["type"] == "heading"]
+    assert headings[1:] == re.findall("<h2>(.*?)</h2>", page)
+    assert run.metrics["n_panels"] == len(list_panels(blocks)) > 8
+    assert run.metrics["verdict"] in page.replace("&#x27;", "'")

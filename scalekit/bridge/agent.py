@@ -29,7 +29,7 @@ from ..store import Store
 from ..sweep_page import LivePage, list_trials, write_page
 from ..sweeps import Work, carry_out, claim, do_both
 from ..track.courier import Courier, Errand
-from ..track.door import TrackerError
+from ..track.door import TrackerError, Unreachable
 from ..trials import Sweep, SweepPlan, SweepStopped
 
 # %% ../../nbs/73c_bridge.agent.ipynb #0f694c3f
@@ -94,6 +94,8 @@ class _Sender:
                 try:
                     courier.send(errand, lambda n: None, _SILENCE)
                     return None
+                except Unreachable as error:  # asking again is of no use
+                    return str(error)
                 except TrackerError as error:
                     if attempt == _ATTEMPTS:
                         return str(error)
