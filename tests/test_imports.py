@@ -172,7 +172,9 @@ def write_wandb_file(path: Path, started: int) -> None:
 def test_a_resumed_run_goes_on_with_the_one_before(store, tmp_path):
     for number, started in enumerate((1777636800, 1777640400)):
         write_wandb_file(tmp_path / f"offline-run-20260501_1{number}0000-a1b2" / "run-a1b2.wandb", started)
+    [old] = import_wandb([tmp_path / "offline-run-20260501_100000-a1b2"], store)  # one evening, and another
     first, second = (store.open_run(one.run_id) for one in import_wandb([tmp_path], store))
+    assert first.run_id == old.run_id
     assert second.asked["resumed"] == first.run_id
     assert first.summary()["started"] == "2026-05-01T12:00:00.000000Z"
 

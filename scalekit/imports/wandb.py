@@ -8,12 +8,20 @@ __all__ = ['read_wandb', 'import_wandb']
 # %% ../../nbs/75d_imports.wandb.ipynb #7348cf6e
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .past import CannotImport, Imported, Past, clean_tags, find_files, import_files
+from scalekit.imports.past import (
+    CannotImport,
+    Imported,
+    Past,
+    clean_tags,
+    find_files,
+    import_files,
+    list_imported,
+)
 from .wandbrows import is_time, list_kept, list_own, tell_events
 from ..outcome import Failure
 from ..store import Store
@@ -159,12 +167,19 @@ def import_wandb(
     files = sorted(find_files(chosen, "*.wandb"), key=lambda path: (path.parent.name, path.name))
     if not files:
         raise CannotImport(f"there is no .wandb file in {', '.join(map(str, chosen))}")
-    before: dict[Any, str] = {}
+    parts: dict[Any, list[str]] = {}  # Our ids of the parts of a run of wandb, which has one for each resume
+    for bundle in list_imported(store):
+        parts.setdefault(_find_name(bundle.asked["imported"]), []).append(bundle.run_id)
 
     def read(path: Path) -> Past:
         past = read_wandb(path)
-        name = tuple(past.about[key] for key in ("entity", "project", "run"))
-        earlier, before[name] = before.get(name), past.run_id
+        same = parts.setdefault(_find_name(past.about), [])
+        earlier = max((run_id for run_id in same if run_id < past.run_id), default=None)
+        same.append(past.run_id)
         return replace(past, asked={**past.asked, "resumed": earlier}) if earlier else past
 
     return import_files(store, files, read, tags)
+
+# %% ../../nbs/75d_imports.wandb.ipynb #f6e9f28f
+def _find_name(about: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(about.get(key) for key in ("entity", "project", "run"))
