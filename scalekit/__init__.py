@@ -23,7 +23,8 @@ _public = {
     "track.sync": "sync",
     "trials": "Sweep",
     "reports": "report",
-    "ranks.launcher": "launch RankFailed",
+    "ranks.attempts": "RankFailed",
+    "ranks.launcher": "launch",
     "ranks.world": "Preempted current_world",
     "budget": "Budget",
     "train.loop": "training",
@@ -53,7 +54,7 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .inference.driver import predict as predict
     from .overview import export as export
     from .overview import kpi as kpi
-    from .ranks.launcher import RankFailed as RankFailed
+    from .ranks.attempts import RankFailed as RankFailed
     from .ranks.launcher import launch as launch
     from .ranks.world import Preempted as Preempted
     from .ranks.world import current_world as current_world

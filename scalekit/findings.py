@@ -46,7 +46,8 @@ class Figures(tuple[Markup, ...]):
 
 # %% ../nbs/23u_findings.ipynb #147079bb
 _FIGURE = re.compile(r"<figure[^>]*>(<figcaption>.*?</figcaption>)?(<svg.*</svg>)</figure>", re.S)
-_IDLE = re.compile(r'<title>[^<]*</title>| (?:href|data-t|data-p|data-name|tabindex|role)="[^"]*"')  # what an image can't do
+# What an image can't do
+_IDLE = re.compile(r'<title>[^<]*</title>| (?:href|data-t|data-p|data-name|tabindex|role)="[^"]*"')
 
 # %% ../nbs/23u_findings.ipynb #a78c254a
 def embed_figure(

@@ -231,7 +231,7 @@ class Run:
 
     def report(
         self,
-        path: str | os.PathLike | None = None,  # The HTML file; default: `later/report.html` in the run's folder
+        path: str | os.PathLike | None = None,  # The HTML file; default: `later/report.html` there
     ) -> Path:  # Absolute
         "Write the run's page, one file that anybody can open; raises `StoreError`"
         from scalekit.reporting.page import write_run_page

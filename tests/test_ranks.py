@@ -21,8 +21,9 @@ from scalekit.cluster import Cluster
 from scalekit.config import Preemption
 from scalekit.events import StoreError
 from scalekit.execute import request_stop
+from scalekit.ranks.attempts import NotEnoughWorkers, OutOfMemory
 from scalekit.ranks.child import RankOrder
-from scalekit.ranks.launcher import LaunchError, NotEnoughWorkers, OutOfMemory, launch
+from scalekit.ranks.launcher import LaunchError, launch
 from scalekit.ranks.supervise import Supervisor
 from scalekit.ranks.travel import CannotTravel, pack_call, unpack_value
 from scalekit.ranks.world import current_world, read_fence

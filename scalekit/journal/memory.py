@@ -117,8 +117,6 @@ def view_tensor(
     regions: Regions,  # Where its memory is asked for
 ) -> tuple[View, list]:  # And what makes a tensor of it: dtype, shape, stride, needs a gradient, device
     "Where a tensor's memory is; raises `Unstorable`"
-    import torch
-
     if tensor.grad_fn is not None and not _is_spent(tensor.grad_fn):
         raise Unstorable("a tensor with a history of gradients")
     if not has_memory(tensor) or tensor.is_conj() or tensor.is_neg():
