@@ -44,7 +44,9 @@ def add_places(
     for verb in (wandb, papermill):
         verb.add_argument("--tag", action="append", default=[], metavar="NAME", help="tag all of them")
         verb.add_argument("--json", action="store_true", help="for machines")
-        verb.add_argument("--store", metavar="FOLDER", help="of the runs; default: runs, or as scalekit.toml says")
+        verb.add_argument(
+            "--store", metavar="FOLDER", help="of the runs; default: runs, or as scalekit.toml says"
+        )
 
 # %% ../../nbs/88g_verbs.imports.ipynb #f6b8e920
 def _tell(told: "Sequence[Imported]", as_json: bool) -> int:
