@@ -255,5 +255,5 @@ class Sweeps:
             return {"type": "exit"}
         values = {name: {"value": value} for name, value in todo.pop(0).items()}
         run_id = f"{sweep}trial{len(todo)}"
-        self.server.runs.make((*self.found[sweep]["key"], run_id))["sweepName"] = sweep
+        self.server.runs.make((*self.found[sweep]["key"], run_id))  # whose sweep it is, the client must say
         return {"type": "run", "run_id": run_id, "args": values}

@@ -57,7 +57,8 @@ def test_eight_trials_on_two_slots_end_on_the_server_once_though_one_is_killed(n
     path = wandb_server.sweeps.make(GRID)
     sweep = serve_sweep(path, profile=slots, retries=1, manners=QUICK)
     served = list_served(wandb_server)
-    assert len(served) == 8 and {run["state"] for run in served.values()} == {"finished"}
+    assert len(served) == 8, "each run says that it belongs to the sweep"
+    assert {run["state"] for run in served.values()} == {"finished"}
     assert {run["sweepName"] for run in served.values()} == {"sw1"} and len(wandb_server.runs.found) == 8
     wanted = {(lr, width): lr * width for lr in (0.1, 0.2, 0.3, 0.4) for width in (8, 16)}
     found = {
