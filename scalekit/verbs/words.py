@@ -87,7 +87,8 @@ def print_run(row: dict[str, Any]) -> None:
     else:
         where = "" if row.get("cell") is None else f" in cell {row['cell']}"
         print(f"{row['run_id']} {row['state']}{where}: {row.get('error') or row.get('reason')}")
-        print(f"go on from there: scalekit run {row['notebook']} --resume {row['run_id']}")
+        if str(row["notebook"]).endswith(".ipynb"):  # and no program whose run was imported
+            print(f"go on from there: scalekit run {row['notebook']} --resume {row['run_id']}")
     print(f"executed notebook: {notebook}")
 
 
