@@ -14,9 +14,9 @@ from typing import Any, Protocol
 from .bundle import Bundle
 from .core import suggest
 from .execute import choose_earlier
+from .orders import RunPlan
 from .ranking import read_score
 from .rows import as_number
-from .runner import RunPlan
 from .signature import ParameterError
 from .study import Proposal, Study
 from .trials import SweepPlan

@@ -19,10 +19,10 @@ from .config import Settings
 from .events import StoreError
 from .execute import STOP, end_lost_run, end_lost_runs, request_stop
 from .lease import find_dead_holder
+from .orders import make_order, queue_run
 from .place import Done, Placement
 from .progress import RunningTrial, SweepProgress
 from .rows import as_number
-from .runner import make_order, queue_run
 from .seal import LEASE
 from .store import Store
 from .summary import ENDED

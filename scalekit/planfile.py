@@ -14,8 +14,8 @@ from typing import Any
 from .budget import Budget
 from .core import ScaleKitError, suggest, utc_now, write_atomic
 from .events import dump_json, load_json, promise
+from .orders import plan_runs
 from .outcome import Limits
-from .runner import plan_runs
 from .signature import read_signature
 from .space import dump_space, load_space
 from .store import Store

@@ -19,9 +19,10 @@ from .bounds import check_space
 from .budget import Budget
 from .bundle import Bundle
 from .core import ScaleKitError
+from .orders import RunPlan, plan_runs
 from .outcome import Limits
 from .ranking import Goal, find_best_rows
-from .runner import Run, RunPlan, plan_runs
+from .runner import Run
 from .search import BadSearch, Search
 from .signature import Signature, read_signature
 from .space import Asked, Bell, Choice, Form, FromSignature, Range, dump_space

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,21 +103,25 @@ def test_a_value_that_does_not_fit_is_a_failed_run_on_the_server_and_the_others_
     assert why.startswith("train.ipynb: parameter width must be int, got 'wide'")
 
 
-def test_a_run_that_the_server_stops_ends_as_pruned_and_keeps_its_curve(notebook, wandb_server, slots):
+def test_a_run_whose_curve_the_server_sees_and_does_not_like_ends_as_pruned(notebook, wandb_server, slots):
     path = wandb_server.sweeps.make(
-        "method: random\nprogram: train.py\nparameters: {lr: {values: [0.1, 0.2]}, seconds: {value: 0}}"
+        "method: random\nprogram: train.py\nearly_terminate: {type: hyperband, min_iter: 1}\n"
+        "parameters: {lr: {values: [0.1, 0.2]}, seconds: {value: 0}}"
     )
     wandb_server.sweeps.found["sw1"]["todo"][0]["seconds"] = 60.0
     stopped = "sw1trial1"
 
-    def stop_when_it_has_logged(progress):
-        if any(trial.parameters.get("seconds") == 60.0 for trial in progress.running):
+    def stop_when_it_is_seen(progress):
+        if wandb_server.runs.found and any("loss" in row for row in wandb_server.rows(stopped)):
             wandb_server.sweeps.stops.add(stopped)
 
-    sweep = serve_sweep(path, profile=slots, manners=QUICK, on_progress=stop_when_it_has_logged)
+    live = replace(QUICK, live=0.3)
+    sweep = serve_sweep(path, profile=slots, manners=live, on_progress=stop_when_it_is_seen)
     assert {row["state"] for row in sweep.rows} == {"pruned", "succeeded"}
     run = wandb_server.run(stopped)
     assert (run["state"], run["tags"]) == ("finished", ["pruned"])
+    rows = [row["loss"] for row in wandb_server.rows(stopped) if "loss" in row]
+    assert rows == [0.1, 0.05, 0.1 / 3], "once, though the server has seen them before"
 
 
 def test_when_the_server_is_gone_trials_end_and_the_agent_says_so_in_one_sentence(

@@ -383,7 +383,7 @@ def test_a_store_that_can_only_be_read_can_be_looked_at_but_not_run_in(place, ca
 
 def test_a_folder_that_is_gone_when_the_run_begins_is_told(place):
     from scalekit.execute import execute_run
-    from scalekit.runner import make_order, plan_run, queue_run
+    from scalekit.orders import make_order, plan_run, queue_run
 
     (place / "work").mkdir()
     write_notebook(place / "work" / "a.ipynb", "1")

@@ -22,7 +22,8 @@ import scalekit as sk
 from scalekit.cli import main
 from scalekit.execute import execute_run, request_stop
 from scalekit.live import LiveNotebook
-from scalekit.runner import RunFailed, make_order, plan_run, queue_run
+from scalekit.orders import make_order, plan_run, queue_run
+from scalekit.runner import RunFailed
 from scalekit.signature import BadParameter, MissingParameter, UnknownParameter
 from scalekit.store import Store
 

@@ -21,9 +21,9 @@ from ..core import suggest
 from ..events import StoreError
 from ..execute import end_lost_runs
 from ..notebook import read_source
+from ..orders import RunPlan
 from ..outcome import Limits
 from ..progress import SweepProgress, show_progress
-from ..runner import RunPlan
 from ..signature import read_signature
 from ..store import Store
 from ..sweep_page import LivePage, list_trials, write_page
@@ -73,6 +73,7 @@ def plan_served(
     return SweepPlan(path.sweep, {}, retries, goals, base=base, signature=signature, track=track)
 
 # %% ../../nbs/73c_bridge.agent.ipynb #7e09dc77
+_LIVE = 30.0  # Between two looks of a server that stops bad runs early [s]
 _SILENCE = 300.0  # That is taken for a hang of the process that sends [s]
 _ATTEMPTS = 3
 
@@ -139,7 +140,8 @@ def serve_sweep(
     with open_server(where, settings.wandb.base_url) as (server, config), show_progress(on_progress) as tell:
         limits = Limits(cell_timeout, run_timeout)
         plan = plan_served(where, config, find_notebook(config, notebook), retries, limits, server.url)
-        manners = manners or Manners(learns=config.get("method") == "bayes")
+        live = _LIVE if config.get("early_terminate") else None
+        manners = manners or Manners(learns=config.get("method") == "bayes", live=live)
         return _serve(plan, server, bundles, settings, place, manners, config.get("expected"), tell)
 
 # %% ../../nbs/73c_bridge.agent.ipynb #7a2225dc

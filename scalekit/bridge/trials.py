@@ -42,6 +42,9 @@ class Manners:
     pause: float = 5.0  # Between two heartbeats [s]
     patience: float = 120.0  # With a server that does not answer [s]
     learns: bool = True  # Its search learns from results
+    live: float | None = (
+        None  # Between two looks of the server at a curve that grows [s]; None: when it has ended
+    )
 
 # %% ../../nbs/73b_bridge.trials.ipynb #dbda6eaf
 _HASTE = 0.2  # Least time between two heartbeats, when there is news [s]
@@ -73,6 +76,9 @@ class ServedTrials:
         self._agents: list[_Agent] = []
         self._stopped: set[str] = set()
         self._bundles: dict[str, Bundle] = {}  # Latest, by the server's name of the run
+        self._fresh: set[str] = set()  # Runs with points that the server has not seen
+        self._shown: dict[str, float] = {}  # When a curve was sent last
+        self._turns: dict[str, threading.Lock] = {}  # One process at a time sends a run
         self._exit = self._closed = False
         self._n_good = self._n_refused = self._n_failed = 0
         self._news, self._lock = threading.Event(), threading.Lock()
@@ -107,6 +113,7 @@ class ServedTrials:
         run_id = attempt.about["wandb"]["run_id"]
         assert attempt.bundle is not None
         self._bundles[run_id] = attempt.bundle
+        self._show_curve(run_id, attempt.bundle, events)
         return run_id in self._stopped
 
     def tell(self, attempt: Attempt, row: dict[str, Any]) -> None:
@@ -222,6 +229,26 @@ class ServedTrials:
             self.trouble = f"the notebook does not take what the server asks for: {why}"
         self._deliver(command.run_id, bundle)
 
+    def _show_curve(self, run_id: str, bundle: Bundle, events: list[dict[str, Any]]) -> None:
+        "Let a server that stops bad runs early see how a run does"
+        if any(event["event"] == "log" for event in events):
+            self._fresh.add(run_id)
+        seen = self._shown.setdefault(run_id, monotonic())
+        if self.manners.live is None or run_id not in self._fresh or monotonic() - seen < self.manners.live:
+            return
+        self._fresh.discard(run_id)
+        self._shown[run_id] = monotonic()
+        self._pool.submit(self._send_curve, run_id, bundle)
+
+    def _send_curve(self, run_id: str, bundle: Bundle) -> None:
+        with self._take_turn(run_id):
+            if bundle.state == "running":  # else all of it is on its way
+                self._send(bundle)
+
+    def _take_turn(self, run_id: str) -> threading.Lock:
+        with self._lock:
+            return self._turns.setdefault(run_id, threading.Lock())
+
     def _deliver(self, run_id: str, bundle: Bundle) -> None:
         self._bundles.pop(run_id, None)
         for agent in self._agents:
@@ -230,7 +257,9 @@ class ServedTrials:
         self._pool.submit(self._send_one, run_id, bundle)
 
     def _send_one(self, run_id: str, bundle: Bundle) -> None:
-        if (why := self._send(bundle)) is not None:
+        with self._take_turn(run_id):
+            why = self._send(bundle)
+        if why is not None:
             with self._lock:
                 self.unsent.append(f"{bundle.run_id}: {why}")
         self._free(run_id)
