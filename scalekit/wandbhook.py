@@ -255,9 +255,9 @@ def settle_files(
 
 # %% ../nbs/22h_wandbhook.ipynb #09da0252
 def _is_open(folder: Path) -> bool:
-    "Whether a process of this machine has a file of a folder open"
+    "Whether a process of this machine has a file of a folder open; a log may stay so"
     inside = f"{folder}{os.sep}"
-    return any(link.startswith(inside) for link in _open_files())
+    return any(link.startswith(inside) and "/logs/" not in link for link in _open_files())
 
 
 def _open_files() -> Iterator[str]:
