@@ -154,7 +154,7 @@ def test_an_agent_that_is_told_to_end_stops_its_trials_and_tells_the_server(note
     store = Store("runs")
     wait_until(lambda: sum("loss" in row["metrics"] for row in list_rows(store)) == 2, 60)
     agent.send_signal(signal.SIGTERM)
-    _, said = agent.communicate(timeout=60)
+    _, said = agent.communicate(timeout=120)
     assert agent.returncode == 1 and "sweep sw1: preempted. 0 trials are done and kept" in said
     assert [row["state"] for row in store.list_runs()] == ["cancelled"] * 2
     served = list_served(wandb_server).values()
