@@ -6,9 +6,12 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from processes import MARK
 
 can_mount = os.geteuid() == 0
 
@@ -36,6 +39,16 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["pytest", "nbdev.test", "torch", "pandas", "pyarrow"])
 
 
+def _start_server() -> None:
+    "The server outlives the test that needs it first, so it must not bear that test's mark"
+    mark = os.environ.pop(MARK, None)
+    try:
+        forkserver.ensure_running()
+    finally:
+        if mark is not None:
+            os.environ[MARK] = mark
+
+
 def _act(folder: str, variables: dict[str, str], work: Callable[..., object], args: tuple) -> None:
     os.chdir(folder)
     os.environ.clear()
@@ -47,6 +60,7 @@ def _act(folder: str, variables: dict[str, str], work: Callable[..., object], ar
 def started(work: Callable[..., object], *args: Any) -> Iterator[BaseProcess]:
     "A child that does `work` here and now; killed at the end if it still lives"
     # A fork of this process would inherit locks that threads of earlier tests hold, and might wait for ever
+    _start_server()
     process = _server.Process(target=_act, args=(os.getcwd(), dict(os.environ), work, args))
     process.start()
     try:
