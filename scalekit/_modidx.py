@@ -3717,6 +3717,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'scalekit.store.Store.__reduce__': ('store.html#store.__reduce__', 'scalekit/store.py'),
                                 'scalekit.store.Store.__repr__': ('store.html#store.__repr__', 'scalekit/store.py'),
                                 'scalekit.store.Store._end_if_lost': ('store.html#store._end_if_lost', 'scalekit/store.py'),
+                                'scalekit.store.Store._try_to_end': ('store.html#store._try_to_end', 'scalekit/store.py'),
                                 'scalekit.store.Store.close': ('store.html#store.close', 'scalekit/store.py'),
                                 'scalekit.store.Store.create_run': ('store.html#store.create_run', 'scalekit/store.py'),
                                 'scalekit.store.Store.find': ('store.html#store.find', 'scalekit/store.py'),

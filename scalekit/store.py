@@ -171,13 +171,20 @@ class Store:
         with promise(f"lost runs in {self.folder} can't be ended"):
             now = disk_clock(self.folder)
             open_runs = [Bundle(row["path"]) for row in self._catalog.list_rows(sealed=False)]
-            lost = [bundle.run_id for bundle in open_runs if self._end_if_lost(bundle, now, mend)]
+            lost = [bundle.run_id for bundle in open_runs if self._try_to_end(bundle, now, mend)]
             _remove_leftovers(self.folder, now)
         return lost
 
     def close(self) -> None:
         "Let go of the index's file, for example before its disk is unmounted; the next use opens it again"
         self._catalog.close()
+
+    def _try_to_end(self, bundle: Bundle, now: float, mend: Callable[[Bundle], None]) -> bool:
+        try:
+            return self._end_if_lost(bundle, now, mend)
+        except (ValueError, KeyError, TypeError) as error:  # one damaged file stops no other
+            warnings.warn(f"run {bundle.run_id} is damaged, and stays as it is: {error}", stacklevel=3)
+            return False
 
     def _end_if_lost(self, bundle: Bundle, now: float, mend: Callable[[Bundle], None]) -> bool:
         lease = bundle.path / LEASE

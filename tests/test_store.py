@@ -739,6 +739,15 @@ def test_rebuilding_mends_what_was_changed_by_hand(store):
     assert (store.rebuild_index(), store.list_runs()[0]["state"]) == (1, "succeeded")
 
 
+def test_a_lost_run_with_a_damaged_file_stops_no_other_from_being_ended(store):
+    with store.lease() as owner:
+        bad, good = (store.create_run({"notebook": "train.ipynb"}, owner) for _ in range(2))
+    store.list_runs()
+    (bad.path / "run.json").write_text("{")
+    with pytest.warns(UserWarning, match=f"run {bad.run_id} is damaged"):
+        assert store.reap(lambda bundle: bundle.asked["notebook"]) == [good.run_id]
+
+
 def test_a_damaged_bundle_is_shown_as_such_and_stops_no_list(store):
     good, bad, worse = (store.create_run({}) for _ in range(3))
     (bad.path / "run.json").write_text('{"half')
