@@ -106,7 +106,8 @@ def _look_at_doors() -> Iterator[Finding]:
 
 
 def _look_at_kernels(settings: Settings) -> Iterator[Finding]:
-    from scalekit.kernels.client import NoWarmKernel, describe_server
+    from scalekit.kernels.client import describe_server
+    from scalekit.kernels.connection import NoWarmKernel
 
     try:
         server = describe_server(settings.warm_modules, settings.linger)

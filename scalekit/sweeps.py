@@ -23,7 +23,8 @@ from .core import ScaleKitError
 from .devices import require_gpus
 from .events import StoreError, promise
 from .execute import catch_signals, end_lost_runs
-from .kernels.client import NoWarmKernel, hold_server
+from .kernels.client import hold_server
+from .kernels.connection import NoWarmKernel
 from .marks import check_tags
 from .outcome import Limits
 from .place import BadShare, Placement, SchedulerLost, share_gpus, silence_dask

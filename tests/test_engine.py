@@ -12,7 +12,7 @@ from scalekit import engine
 from scalekit.engine import Execution
 from scalekit.kernels import choose
 from scalekit.kernels.choose import KernelOrder, open_kernel
-from scalekit.kernels.client import NoWarmKernel
+from scalekit.kernels.connection import NoWarmKernel
 from scalekit.live import LiveNotebook, recover_notebook
 from scalekit.notebook import clear_notebook
 from scalekit.outcome import Limits

@@ -18,14 +18,8 @@ from tempfile import TemporaryDirectory
 import pytest
 from processes import wait_until
 
-from scalekit.kernels.client import (
-    NoWarmKernel,
-    WarmKernel,
-    describe_server,
-    find_runtime_folder,
-    hold_server,
-    start_kernel,
-)
+from scalekit.kernels.client import WarmKernel, describe_server, hold_server, start_kernel
+from scalekit.kernels.connection import NoWarmKernel, find_runtime_folder
 
 LIGHT, HEAVY = ("json",), ("numpy", "torch")  # What servers of the tests import
 LINGER = 5.0

@@ -21,7 +21,8 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from nbclient import NotebookClient
 from processes import wait_until
 
-from scalekit.kernels.client import PlainKernel, describe_server, find_runtime_folder, hold_server
+from scalekit.kernels.client import PlainKernel, describe_server, hold_server
+from scalekit.kernels.connection import find_runtime_folder
 
 PRELOAD, LINGER = "json", 5.0
 MODULES = (PRELOAD, "scalekit.journal.keeper")  # as `Settings.warm_modules` has them

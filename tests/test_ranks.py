@@ -374,7 +374,7 @@ def test_a_killed_notebook_leaves_no_ranks(team, tmp_path):
 
 
 def test_without_a_warm_server_a_rank_starts_cold(monkeypatch):
-    from scalekit.kernels.client import NoWarmKernel
+    from scalekit.kernels.connection import NoWarmKernel
 
     def refuse(*words):
         raise NoWarmKernel("there is none")

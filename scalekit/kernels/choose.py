@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from .client import NoWarmKernel, WarmKernel, start_kernel
+from .client import WarmKernel, start_kernel
+from .connection import NoWarmKernel
 from .kept import start_kept_kernel
 from .stock import StockKernel, is_own_kernel, start_stock_kernel
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-from .client import find_runtime_folder
+from .connection import find_runtime_folder
 from .stock import StockKernel, start_stock_kernel
 from ..lease import Holder, find_process, this_process
 from ..seal import KERNEL

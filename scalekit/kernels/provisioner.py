@@ -22,13 +22,8 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from ..config import load_settings
 from ..core import ScaleKitError
-from scalekit.kernels.client import (
-    NoWarmKernel,
-    PlainKernel,
-    find_runtime_folder,
-    is_own_command,
-    start_plain_kernel,
-)
+from .client import PlainKernel, start_plain_kernel
+from .connection import NoWarmKernel, find_runtime_folder, is_own_command
 
 # %% ../../nbs/30h_kernels.provisioner.ipynb #e5569ae2
 T = TypeVar("T")

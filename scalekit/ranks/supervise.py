@@ -22,7 +22,8 @@ from typing import Any
 from ..config import Preemption
 from ..core import ScaleKitError
 from ..devices import count_memory_kills
-from ..kernels.client import NoWarmKernel, PlainKernel, start_program
+from ..kernels.client import PlainKernel, start_program
+from ..kernels.connection import NoWarmKernel
 from .child import Failure, RankOrder
 from .notice import watch_notice
 
