@@ -320,6 +320,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'scalekit.cli._doctor': ('cli.html#_doctor', 'scalekit/cli.py'),
                               'scalekit.cli._gc': ('cli.html#_gc', 'scalekit/cli.py'),
                               'scalekit.cli._index': ('cli.html#_index', 'scalekit/cli.py'),
+                              'scalekit.cli._join_sort': ('cli.html#_join_sort', 'scalekit/cli.py'),
                               'scalekit.cli.main': ('cli.html#main', 'scalekit/cli.py')},
             'scalekit.cluster': { 'scalekit.cluster.Cluster': ('cluster.html#cluster', 'scalekit/cluster.py'),
                                   'scalekit.cluster.Cluster.__enter__': ('cluster.html#cluster.__enter__', 'scalekit/cluster.py'),

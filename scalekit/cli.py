@@ -187,11 +187,22 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 # %% ../nbs/90_cli.ipynb #c8946b61
+def _join_sort(words: Sequence[str]) -> list[str]:
+    "argparse takes `-metrics.accuracy` for an option; behind `--sort` it is a name, the other way round"
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--sort":
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+# %% ../nbs/90_cli.ipynb #ad2ae7cb
 def main(
     words: Sequence[str] | None = None,  # After the command; `None` reads them from the command line
 ) -> int:  # Exit code: 0, 1 after a failed notebook, 2 after a mistake
     "The `scalekit` command"
-    args = _build_parser().parse_args(words)
+    args = _build_parser().parse_args(_join_sort(sys.argv[1:] if words is None else words))
     try:
         return _VERBS[args.verb][1](args)
     except ScaleKitError as error:
