@@ -17,6 +17,7 @@ from .core import human_seconds
 from .difference import ABSENT, Difference, Pair
 from .look import STYLE
 from .markup import Markup, escape, join, tag
+from .page import draw_document
 from .rows import clip, read_value, show_value
 
 # %% ../nbs/33m_difference_page.ipynb #d87f95fb
@@ -147,19 +148,13 @@ def draw_difference(
         ("Packages", _table(found.packages) or tag("p", "The packages are the same.", class_="soft")),
         ("Time of each cell", _table(_times(found.cells), _show_seconds)),
     )
-    head = tag(
-        "head", tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"), tag("title", title),
-        tag("style", Markup(STYLE + _STYLE)),
-    )  # fmt: skip
     about = tag(
         "p", tag("code", found.runs[0]), " first, ", tag("code", found.runs[1]), " second", class_="soft"
     )
     main = [tag("section", tag("h2", name), content) for name, content in sections if content]
     foot = tag("footer", f"Written by scalekit {__version__}", class_="soft")
-    body = tag("body", tag("header", tag("h1", "Two runs"), about), tag("main", main), foot)
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    header = tag("header", tag("h1", "Two runs"), about)
+    return draw_document(title, _POLICY, STYLE + _STYLE, header, tag("main", main), foot)
 
 # %% ../nbs/33m_difference_page.ipynb #03de177e
 # Should a hole in the escaping ever be found, the browser still refuses every script and connection.

@@ -21,6 +21,7 @@ from .figures import Kpi, Kpis
 from ..listing import count, write_moment, write_money
 from ..look import STYLE
 from ..markup import Markup, tag
+from ..page import draw_document
 
 # %% ../../nbs/25b_kpis.page.ipynb #7b67d68f
 UNKNOWN = "not known"
@@ -92,19 +93,13 @@ def draw_kpis(
     title: str,
 ) -> str:  # A whole HTML document
     "Page of figures, each with its course and its definition"
-    head = tag(
-        "head", tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"), tag("title", title),
-        tag("style", Markup(STYLE + _STYLE)),
-    )  # fmt: skip
     span = f"{found.since:%Y-%m-%d} to {found.until:%Y-%m-%d}, by weeks from Monday, in UTC"
     notes = [tag("p", note, class_="soft") for note in found.notes]
     cards = tag("div", [_draw_card(kpi, found.weeks) for kpi in found.kpis], class_="kpis")
     foot = tag("footer", f"Written {write_moment(utc_now())} UTC by scalekit {__version__}", class_="soft")
     header = tag("header", tag("h1", title), tag("p", span, class_="soft"))
-    body = tag("body", header, tag("main", cards, notes, _draw_weeks(found)), foot)
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    main = tag("main", cards, notes, _draw_weeks(found))
+    return draw_document(title, _POLICY, STYLE + _STYLE, header, main, foot)
 
 # %% ../../nbs/25b_kpis.page.ipynb #03798b2d
 def _draw_card(kpi: Kpi, weeks: Sequence[datetime]) -> Markup:
