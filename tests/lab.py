@@ -1,0 +1,293 @@
+"""A real JupyterLab for tests: on loopback, with a token and folders of its own, in a Chromium without a window.
+
+    def test_a_notebook_runs(lab, lab_page):    # fixtures of tests/browser: the server, a tab with a workspace
+        lab_page.open(lab.write_notebook("train.ipynb", "1 + 1")).run_all()
+        lab_page.command("scheduling:create-from-notebook")
+
+    with Lab(folder) as lab:                    # a server of one's own
+        lab.kill(), lab.start()                 # comes back on its port, in its folders
+
+What a test asserts about, it reads from the page as a user would: by role, name and text. What only leads
+there (open this, run that) goes through JupyterLab's own commands, which don't move about.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from processes import MARK
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ConsoleMessage, Page
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+
+OPTIONS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+]  # fmt: skip
+
+# What JupyterLab itself says on every visit, and what its server going away makes of it
+HARMLESS = [
+    re.compile(pattern)
+    for pattern in (
+        r"favicon",
+        r"ResizeObserver loop",
+        r"net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE|NETWORK_CHANGED)",
+    )
+]
+
+READY = """() => window.jupyterapp && document.querySelector('#jp-main-dock-panel')
+    && !document.querySelector('#jupyterlab-splash')"""
+
+IDLE = """() => window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"""
+
+# A command may open a dialog and wait for its answer: so nobody waits for the command for ever
+COMMAND = """([name, words, patience]) => Promise.race([
+    window.jupyterapp.commands.execute(name, words).then(() => 'done'),
+    new Promise(resolve => setTimeout(() => resolve('pending'), patience)),
+])"""
+
+
+def missing() -> str:
+    "Why there can be no browser here; empty where there can"
+    if CHROMIUM is None:
+        return "no Chromium on this machine"
+    try:
+        import playwright  # noqa: F401
+    except ModuleNotFoundError:
+        return "playwright is not installed"
+    return ""
+
+
+def free_port() -> int:
+    "A port that nobody listens on now"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def find_marked(mark: str) -> list[psutil.Process]:
+    "Living processes that have inherited `mark`"
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def _isolate(folder: Path) -> dict[str, str]:
+    "This environment, with everything that Jupyter or scalekit keeps for a user inside `folder`"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "SCALEKIT"))}
+    places = {
+        "HOME": "home", "XDG_RUNTIME_DIR": "xdg", "IPYTHONDIR": "ipython", "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "config/settings", "JUPYTERLAB_WORKSPACES_DIR": "config/workspaces",
+    }  # fmt: skip
+    own = {name: f"{folder}/{place}" for name, place in places.items()}
+    return {**kept, **own, "JUPYTER_PLATFORM_DIRS": "1", "SCALEKIT_PRELOAD": "json", "SCALEKIT_LINGER": "3"}
+
+
+class Lab:
+    "A JupyterLab server; `root` is the folder that it shows, `store` where its runs and jobs go"
+
+    def __init__(
+        self,
+        folder: Path,  # Short, as sockets lie below it; home, configuration and the rest are made there
+        *options: str,  # More words for the command
+        command: tuple[str, ...] = (sys.executable, "-m", "jupyterlab"),  # Or `scalekit lab`
+        **variables: str,  # More environment
+    ) -> None:
+        self.folder, self.root, self.store = folder, folder / "work", folder / "work" / "runs"
+        self.port, self.token, self.mark = free_port(), secrets.token_hex(16), secrets.token_hex(8)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "server.log"
+        self.process: subprocess.Popen | None = None
+        for name in ("work", "home", "xdg", "config/labconfig"):
+            (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        news = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
+        (folder / "config/labconfig/page_config.json").write_text(json.dumps(news))
+        self.environment = {
+            **_isolate(folder),
+            "SCALEKIT_STORE": str(self.store),
+            MARK: self.mark,
+            **variables,
+        }
+        self.words = [
+            *command, "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={self.port}",
+            "--ServerApp.port_retries=0", f"--IdentityProvider.token={self.token}",
+            f"--ServerApp.root_dir={self.root}", "--LabApp.expose_app_in_browser=True",
+            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None", *options,
+        ]  # fmt: skip
+
+    def __enter__(self) -> "Lab":
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self.close()
+
+    def start(self, seconds: float = 60) -> None:
+        "Start the server, also once more on the port and in the folders that it had; it answers afterwards"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.words, cwd=self.root, env=self.environment, stdout=log, stderr=log,
+                stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        end = time.monotonic() + seconds
+        while True:
+            assert self.process.poll() is None, f"the server ended: {self.log.read_text()[-3000:]}"
+            assert time.monotonic() < end, f"the server did not start: {self.log.read_text()[-3000:]}"
+            try:
+                self.ask("/api/status")
+                return
+            except OSError:
+                time.sleep(0.05)
+
+    def stop(self, seconds: float = 15) -> bool:
+        "End the server as a service manager does, by SIGTERM; False when it took longer and had to be killed"
+        assert self.process is not None
+        self.process.terminate()
+        try:
+            self.process.wait(seconds)
+            return True
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return False
+
+    def kill(self) -> None:
+        "SIGKILL to the server alone: its kernels, and what it has started for itself, live on or find out"
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        "End the server, and whatever it and its notebooks have started"
+        if self.process is not None and self.process.poll() is None:
+            self.stop()
+        left = find_marked(self.mark)
+        for process in left:
+            process.terminate()
+        for process in psutil.wait_procs(left, 5)[1]:
+            process.kill()
+
+    def write_notebook(self, name: str, *cells: str, parameters: str = "") -> str:
+        "A notebook in `root` with these cells of code; that tagged `parameters` comes first. Its path in Lab"
+        from nbformat import v4, write
+
+        tagged = [v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})] if parameters else []
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        notebook = v4.new_notebook(cells=[*tagged, *map(v4.new_code_cell, cells)], metadata=kernel)
+        target = self.root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(notebook, target)
+        return name
+
+    def ask(self, path: str, method: str = "GET", body: Any = None, token: str | None = None) -> Any:
+        "Answer to a request, as JSON where it is; raises `HTTPError`, which is an `OSError`"
+        headers = {"Authorization": f"token {self.token if token is None else token}"}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            content = answer.read()
+            is_json = answer.headers.get_content_type() == "application/json"
+        return json.loads(content) if is_json and content else content
+
+    def refuse(
+        self, path: str, method: str = "GET", body: Any = None, token: str | None = None
+    ) -> tuple[int, Any]:
+        "Status of a request that must fail, and what the answer says"
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            self.ask(path, method, body, token)
+        with refused.value as answer:
+            content = answer.read()
+        try:
+            return answer.code, json.loads(content)
+        except ValueError:
+            return answer.code, content.decode(errors="replace")
+
+
+class LabPage:
+    "A tab of the browser with JupyterLab in it; `page` is Playwright's"
+
+    def __init__(self, page: "Page", lab: Lab) -> None:
+        self.page, self.lab = page, lab
+        self.errors: list[str] = []  # What went wrong in the page; a test that expects some clears it
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: self._keep(f"{error}\n{getattr(error, 'stack', '')}"))
+        page.on("console", self._hear)
+
+    def _hear(self, message: "ConsoleMessage") -> None:
+        if message.type == "error":
+            self._keep(f"{message.text} ({message.location.get('url', '')})")
+
+    def _keep(self, text: str) -> None:
+        if not any(pattern.search(text) for pattern in HARMLESS):
+            self.errors.append(text)
+
+    def open(self, path: str = "", workspace: str = "") -> "LabPage":
+        "Load JupyterLab in a fresh workspace, and a file in it; what was restored is there afterwards"
+        workspace = workspace or f"t{secrets.token_hex(3)}"
+        self.page.goto(f"{self.lab.url}/lab/workspaces/{workspace}?token={self.lab.token}")
+        self.page.wait_for_function(READY, timeout=60_000)
+        self.page.evaluate("async () => { await window.jupyterapp.restored; }")
+        if path:
+            self.command("docmanager:open", path=path)
+        return self
+
+    def command(self, name: str, patience: float = 10, **words: Any) -> str:
+        "Carry out one of JupyterLab's commands: `done`, or `pending` when it waits for an answer"
+        return self.page.evaluate(COMMAND, [name, words, patience * 1000])
+
+    def wait_for_kernel(self, seconds: float = 60) -> None:
+        "Until the kernel of the notebook in front is idle"
+        self.page.wait_for_function(IDLE, timeout=seconds * 1000)
+
+    def run_all(self, seconds: float = 60) -> None:
+        "Run every cell of the notebook in front, and wait for the last one"
+        self.wait_for_kernel()
+        assert self.command("notebook:run-all-cells", patience=seconds) == "done"
+        self.wait_for_kernel(seconds)
+
+    def photograph(self, path: Path, **words: Any) -> None:
+        "Save what the window shows, or `clip` of it, as a PNG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=path, animations="disabled", **words)
+
+
+def open_browser() -> "Iterator[Browser]":
+    "One Chromium without a window"
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+def open_page(browser: "Browser", lab: Lab, width: int = 1400, height: int = 900) -> "Iterator[LabPage]":
+    "A tab with no cookies of others, gone afterwards"
+    context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce")
+    yield LabPage(context.new_page(), lab)
+    context.close()
