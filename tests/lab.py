@@ -1,6 +1,6 @@
-"""A real JupyterLab for tests: on loopback, with a token and folders of its own, in a Chromium without a window.
+"""A real JupyterLab for tests: on loopback, with a token and folders of its own, in a windowless Chromium.
 
-    def test_a_notebook_runs(lab, lab_page):    # fixtures of tests/browser: the server, a tab with a workspace
+    def test_a_notebook_runs(lab, lab_page):    # fixtures of tests/browser: the server, a fresh tab
         lab_page.open(lab.write_notebook("train.ipynb", "1 + 1")).run_all()
         lab_page.command("scheduling:create-from-notebook")
 
@@ -134,7 +134,8 @@ class Lab:
             *command, "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={self.port}",
             "--ServerApp.port_retries=0", f"--IdentityProvider.token={self.token}",
             f"--ServerApp.root_dir={self.root}", "--LabApp.expose_app_in_browser=True",
-            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None", *options,
+            "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None",
+            *options,
         ]  # fmt: skip
 
     def __enter__(self) -> "Lab":
