@@ -228,7 +228,8 @@ def _read_profile(file, name, table):
     keys = {key: rule for key, rule in PROFILE_RULES.items() if key != "name"}
     check_keys(f"{file}: profile {name!r}", table, keys)
     usual = "address" if "address" in table else name if name in ("cpu", "gpu") else "auto"
-    paths = {key: str(file.parent / Path(table[key]).expanduser()) for key in table if key.startswith("tls_")}
+    named = [key for key in table if key.startswith("tls_") or key == "shared_folder"]
+    paths = {key: str(file.parent / Path(table[key]).expanduser()) for key in named}
     try:
         return Profile(name, **({"kind": usual} | table | paths))
     except ConfigError as error:

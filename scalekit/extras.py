@@ -24,6 +24,7 @@ def import_extra(
     module: str,  # For example `"torchao.quantization"`
     package: str,  # As pip calls it
     purpose: str,  # What needs it
+    extra: str = "compress",  # Of scalekit, that brings it
 ) -> Any:  # The module
     "Import what an extra brings; raises `MissingPackage`"
     with hush("torchao", "torch.utils._pytree"):
@@ -33,7 +34,7 @@ def import_extra(
             if (error.name or "").partition(".")[0] != module.partition(".")[0]:
                 raise  # it is there, and something else is wrong
             raise MissingPackage(
-                f"{purpose} needs the package {package}. Install it: pip install 'scalekit[compress]'"
+                f"{purpose} needs the package {package}. Install it: pip install 'scalekit[{extra}]'"
             ) from error
 
 
