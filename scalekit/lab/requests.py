@@ -210,16 +210,14 @@ def make_spec(
     if asked.get("timezone"):
         table["timezone"] = asked["timezone"]
     spec = JobSpec.from_table(asked["name"], table, os.sep)
-    return _remember(spec, asked, frozen, further, texts)
+    return _remember(spec, asked, frozen, further)
 
 
-def _remember(
-    spec: JobSpec, asked: Mapping[str, Any], frozen: JobInput, further: dict[str, Any], texts: dict[str, str]
-) -> JobSpec:
+def _remember(spec: JobSpec, asked: Mapping[str, Any], frozen: JobInput, further: dict[str, Any]) -> JobSpec:
     "What the form wants to show again"
     lab = {
-        "input": frozen.input_id, "filename": frozen.original.name, "with_folder": frozen.travels,
-        "environment": asked.get("runtime_environment_name"), "further": further, "texts": texts,
+        "input": frozen.input_id, "sha256": frozen.sha256, "with_folder": frozen.travels,
+        "environment": asked.get("runtime_environment_name"), "further": further,
         "compute_type": asked.get("compute_type"), "formats": list(asked.get("output_formats") or ["ipynb"]),
         "template": further.get("output_filename_template") or asked.get("output_filename_template"),
     }  # fmt: skip
