@@ -75,6 +75,7 @@ class Settings:
     allow_pickle: bool = False  # Keep values that have no form of their own by cloudpickle
     journal: bool = True  # Keep what cells make, so that a run that was broken off can go on
     journal_limit: float = 20.0  # Of journals and cached results in the store together [GB]
+    keep_widgets: bool = False  # Leave views and states of widgets in executed notebooks
     profiles: dict[str, Profile] = field(default_factory=dict)  # By name, from the file
     preemption: Preemption = Preemption()
     track: tuple[str, ...] = ()  # Who shows runs
@@ -160,6 +161,7 @@ _SETTINGS_RULES = {
     "linger": Rule(lambda value: is_number(value, 0), "a number of seconds, at least 0", "20"),
     "allow_pickle": Rule(lambda value: isinstance(value, bool), "true or false", "true"),
     "journal": Rule(lambda value: isinstance(value, bool), "true or false", "false"),
+    "keep_widgets": Rule(lambda value: isinstance(value, bool), "true or false", "true"),
     "journal_limit": Rule(lambda value: is_number(value, 0), "a number of GB, at least 0", "20"),
     "profiles": Rule(
         lambda value: isinstance(value, dict) and all(isinstance(table, dict) for table in value.values()),

@@ -186,7 +186,7 @@ class Execution:
         "Run the cells in order until one fails or the run is stopped"
         start = monotonic()
         run_end = None if self.limits.run_timeout is None else start + self.limits.run_timeout
-        outputs = Outputs(self.kernel.send)
+        outputs = Outputs(self.kernel.send, self.limits.keep_widgets)
         self._talk = _Talk(
             self.kernel, self.limits, outputs, self.live, self.find_stop, self.on_message, run_end
         )
@@ -290,7 +290,8 @@ class Execution:
 
     def _describe(self, outputs: Outputs) -> None:
         "Add to the notebook what only the kernel knows: the language, and the state of widgets"
-        if widgets := outputs.widgets.describe():
+        outputs.settle()
+        if self.limits.keep_widgets and (widgets := outputs.widgets.describe()):
             self.notebook["metadata"]["widgets"] = widgets
         if self._talk.stop is not None or self.kernel.dead:
             return

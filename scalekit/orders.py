@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -122,7 +122,8 @@ def make_order(
     return RunOrder(
         path=str(bundle.path), folder=str(plan.path.parent), kernel=_kernel_name(plan.notebook),
         threads=threads,
-        preload=settings.warm_modules, linger=settings.linger, limits=plan.limits, secrets=secrets,
+        preload=settings.warm_modules, linger=settings.linger,
+        limits=replace(plan.limits, keep_widgets=settings.keep_widgets), secrets=secrets,
         journal=settings.journal, earlier=str(earlier.path) if earlier else None,
         cache=str(bundle.path.parent / CACHE) if cache else None, keep_kernel=keep_kernel,
         patience=settings.preemption.grace,

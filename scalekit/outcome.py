@@ -18,6 +18,7 @@ class Limits:
     run_timeout: float | None = None  # Longest time for all cells together [s]
     grace: float = 5.0  # Between an interrupt and a kill [s]; also for exit handlers at the end
     skip_tags: tuple[str, ...] = ()  # Cells with one of these tags are not run
+    keep_widgets: bool = False  # Their views and states, which only a running kernel brings to life
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ __all__ = ['Message', 'Cell', 'join_streams', 'Outputs', 'Widgets']
 
 # %% ../nbs/32b_outputs.ipynb #2d73d1fe
 import base64
+import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 Message = dict[str, Any]
 Cell = dict[str, Any]
@@ -49,12 +50,34 @@ def join_streams(
         if output["output_type"] == "stream" and isinstance(output["text"], list):
             output["text"] = "".join(output["text"])
 
+# %% ../nbs/32b_outputs.ipynb #39a1884e
+_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+class _View(NamedTuple):
+    "A widget that was shown"
+
+    cell: Cell
+    output: dict[str, Any]
+    model: str  # Its comm id
+
+
+def _take_view(output: dict[str, Any]) -> str | None:  # The widget's comm id
+    "Take the view out of an output that has one"
+    view = output.get("data", {}).get(_VIEW)
+    if view is None:
+        return None
+    output["data"] = {mime: form for mime, form in output["data"].items() if mime != _VIEW}
+    return view.get("model_id")
+
 # %% ../nbs/32b_outputs.ipynb #4a6881f2
 class Outputs:
     "Puts messages where they belong; `reply` sends a comm message back to the kernel"
 
-    def __init__(self, reply: Callable[[Message], None]) -> None:
+    def __init__(self, reply: Callable[[Message], None], keep_widgets: bool = False) -> None:
         self.widgets = Widgets(reply)
+        self._keep_widgets = keep_widgets
+        self._views: list[_View] = []  # Of widgets, taken out of what is shown
         self._cells: dict[str, Cell] = {}  # By id of the request that runs the cell
         self._displays: dict[str, list[dict]] = {}  # Outputs by display id
         self._clear_next: set[str] = set()  # Requests whose outputs go when the next one comes
@@ -81,11 +104,15 @@ class Outputs:
         output = _to_output(message)
         display = (message["content"].get("transient") or {}).get("display_id")
         for shown in self._displays.get(display, ()) if display else ():
+            if not self._keep_widgets:
+                _take_view(output)
             shown.update(data=output["data"], metadata=output["metadata"])
         if message["header"]["msg_type"] == "update_display_data":
             return
         if self.widgets.catch(request, output, message["parent_header"]):
             return
+        if not self._keep_widgets and (model := _take_view(output)):
+            self._views.append(_View(self._cells[request], output, model))
         outputs = self._cells[request]["outputs"]
         if request in self._clear_next:
             self._clear_next.discard(request)
@@ -93,6 +120,13 @@ class Outputs:
         _add_output(outputs, output)
         if display:
             self._displays.setdefault(display, []).append(output)
+
+    def settle(self) -> None:
+        "Put what `Output` widgets caught below their places; call it once, when all cells have run"
+        for view in self._views:
+            outputs = view.cell["outputs"]
+            if (at := next((i for i, one in enumerate(outputs) if one is view.output), None)) is not None:
+                outputs[at + 1 : at + 1] = self.widgets.find_caught(view.model)
 
     def _clear(self, request: str, message: Message) -> None:
         wait = message["content"].get("wait", False)
@@ -179,6 +213,24 @@ class Widgets:
         content = {"comm_id": comm, "data": data}
         self._reply({"header": header, "parent_header": parent, "metadata": {}, "content": content})
 
+    def find_caught(
+        self,
+        model: str,  # Comm id of a widget
+    ) -> list[dict[str, Any]]:
+        "What `Output` widgets caught: this one, or those inside of it"
+        left, seen, caught = [model], set(), []
+        while left:
+            if (comm := left.pop()) in seen:
+                continue
+            seen.add(comm)
+            state = self._states.get(comm, {})
+            if state.get("_model_name") == "OutputModel":
+                caught += copy.deepcopy(list(state.get("outputs", ())))
+            left += [str(child).removeprefix(_MODEL) for child in reversed(state.get("children") or ())]
+        for output in caught:
+            _take_view(output)
+        return caught
+
     def describe(self) -> dict[str, Any]:  # Empty, or the notebook's metadata under `widgets`
         "State of all widgets as Jupyter saves it"
         models = {
@@ -195,3 +247,6 @@ class Widgets:
         }
         buffers = list(self._buffers.get(comm, {}).values())
         return {**names, "state": state, **({"buffers": buffers} if buffers else {})}
+
+# %% ../nbs/32b_outputs.ipynb #0d487e52
+_MODEL = "IPY_MODEL_"  # How a widget's state names another

@@ -83,7 +83,8 @@ def _execute(nb_man: Any, kernel_name: str, log_output: bool, options: dict[str,
 
 
 def _read_limits(options: dict[str, Any]) -> Limits:
-    named = {name: options[name] for name in ("run_timeout", "grace", "skip_tags") if name in options}
+    names = ("run_timeout", "grace", "skip_tags", "keep_widgets")
+    named = {name: options[name] for name in names if name in options}
     return Limits(cell_timeout=options.get("execution_timeout") or options.get("timeout"), **named)
 
 # %% ../nbs/32e_papermill.ipynb #62490ed6

@@ -46,6 +46,7 @@ def stop_after(seconds, state="cancelled"):
     return lambda: state if time.monotonic() > end else None
 
 
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 SLEEP = "import time; print('begins', flush=True); time.sleep(60)"
 
 
@@ -253,12 +254,37 @@ def test_a_display_is_updated_in_place():
     assert [cell.results for cell in ran.cells] == [["'100 %'"], [], []]
 
 
-def test_widgets_keep_their_state():
-    ran = Ran("import ipywidgets\nbar = ipywidgets.IntProgress(value=3)\nbar", "bar.value = 7")
+def test_widgets_keep_their_state_if_asked_to():
+    show = "import ipywidgets\nbar = ipywidgets.IntProgress(value=3)\nbar"
+    ran = Ran(show, "bar.value = 7", limits=Limits(keep_widgets=True))
     (widgets,) = ran.notebook["metadata"]["widgets"].values()
     models = {model["model_name"]: model["state"] for model in widgets["state"].values()}
     assert models["IntProgressModel"]["value"] == 7
     assert "IntProgress(value=3)" in ran.cells[0].results[0]
+    assert WIDGET_VIEW in ran.notebook["cells"][0]["outputs"][0]["data"]
+
+
+def test_five_megabytes_of_a_widget_leave_what_can_be_read(tmp_path):
+    figure = (  # plotly's FigureWidget is one of these
+        "import anywidget\nclass FigureWidget(anywidget.AnyWidget):\n    _esm = 'x' * 5_000_000\nFigureWidget()"
+    )
+    Ran(figure, path=tmp_path / "a.ipynb")
+    Ran(figure, path=tmp_path / "kept.ipynb", limits=Limits(keep_widgets=True))
+    assert (tmp_path / "kept.ipynb").stat().st_size > 4_000_000
+    assert (tmp_path / "a.ipynb").stat().st_size < 50_000
+    (output,) = json.loads((tmp_path / "a.ipynb").read_text())["cells"][0]["outputs"]
+    assert list(output["data"]) == ["text/plain"]
+    assert "FigureWidget" in "".join(output["data"]["text/plain"])
+
+
+def test_what_an_output_widget_caught_outlives_the_widget():
+    box = "import ipywidgets as w\nout = w.Output()\nw.VBox([out])"
+    ran = Ran(box, "with out:\n    print('epoch 1')\n    display('table')", "with out:\n    print('epoch 2')")
+    shown = [
+        output.get("text") or output["data"]["text/plain"] for output in ran.notebook["cells"][0]["outputs"]
+    ]
+    assert shown[1:] == ["epoch 1\n", "'table'", "epoch 2\n"]
+    assert "widgets" not in ran.notebook["metadata"]
 
 
 @pytest.mark.parametrize("text", [r"half \ud800 a pair", r"nul \x00 and bell \x07", "\\u2028 line", "☃ 雪"])

@@ -11,6 +11,7 @@ from scalekit.kernels.choose import KernelOrder, open_kernel
 from scalekit.kernels.hygiene import THREAD_VARIABLES
 from scalekit.live import LiveNotebook
 from scalekit.notebook import clear_notebook
+from scalekit.outcome import Limits
 
 PRELOAD = ("numpy", "pandas", "torch", "matplotlib")
 
@@ -22,7 +23,7 @@ def run_warm(cells: list[str], folder: str) -> list:
     notes: list[str] = []
     with open_kernel(order, on_note=notes.append) as (kernel, _):
         assert kernel.kind == "warm", notes
-        Execution(notebook, kernel, LiveNotebook(notebook, None)).run()
+        Execution(notebook, kernel, LiveNotebook(notebook, None), Limits(keep_widgets=True)).run()
     return normalise(notebook)
 
 
