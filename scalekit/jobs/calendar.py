@@ -10,6 +10,7 @@ __all__ = ['Duration', 'parse_duration', 'find_zone', 'parse_cron', 'parse_every
 import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
+from functools import lru_cache
 from itertools import takewhile
 from typing import Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
@@ -61,6 +62,7 @@ _ALIASES = {
 }  # fmt: skip
 
 # %% ../../nbs/35a_jobs.calendar.ipynb #54d635e9
+@lru_cache(10_000)  # half of the time that it takes to find the next due time
 def parse_cron(
     text: str,  # Minute, hour, day, month and day of the week as in `man 5 crontab`, or "@daily" and its like
 ) -> str:  # Five fields
@@ -126,13 +128,16 @@ def to_moment(
     return _find_jump(moment - timedelta(days=1), moment, zone)  # the clock never shows this time
 
 # %% ../../nbs/35a_jobs.calendar.ipynb #5d0af05b
+def _offset_at(moment: datetime, zone: tzinfo) -> timedelta:
+    return moment.astimezone(zone).utcoffset() or timedelta(0)
+
+
 def _find_jump(before: datetime, after: datetime, zone: tzinfo) -> datetime:
-    "The first moment of the offset that holds at `after` and not at `before`, to the second"
-    offset, span = after.astimezone(zone).utcoffset(), after - before
-    while span > timedelta(seconds=1):
-        span = timedelta(seconds=-(-span.total_seconds() // 2))
-        middle = after - span
-        after = middle if middle.astimezone(zone).utcoffset() == offset else after
+    "The first moment of the offset that holds at `after` and not at `before`"
+    offset = _offset_at(after, zone)
+    while after - before > timedelta.resolution:
+        middle = before + (after - before) // 2
+        before, after = (before, middle) if _offset_at(middle, zone) == offset else (middle, after)
     return after
 
 # %% ../../nbs/35a_jobs.calendar.ipynb #dc27d9b5
@@ -194,7 +199,7 @@ def _list_cron(cron: str, zone: tzinfo, after: datetime) -> Iterator[datetime]:
 
     clocks = CronSim(cron, after.astimezone(zone).replace(tzinfo=None))
     if len(clocks.hours) == 24:
-        yield from _list_real(cron, zone, after)
+        yield from _list_real(cron, clocks, zone, after)
     for clock in clocks:
         moment = to_moment(clock, zone)
         if moment > after:  # the second 2:30 is not; nor is one more time that was jumped over
@@ -202,24 +207,22 @@ def _list_cron(cron: str, zone: tzinfo, after: datetime) -> Iterator[datetime]:
             after = moment
 
 
-def _list_real(cron: str, zone: tzinfo, after: datetime) -> Iterator[datetime]:
+def _list_real(cron: str, clocks: Iterator[datetime], zone: tzinfo, after: datetime) -> Iterator[datetime]:
     "Moments at which the clock shows a time of the expression, also for the second time"
     from cronsim import CronSim
 
-    def offset_at(moment: datetime) -> timedelta:
-        return moment.astimezone(zone).utcoffset() or timedelta(0)
-
-    start, offset = after, offset_at(after)
+    offset = _offset_at(after, zone)
     while True:
-        clock = next(CronSim(cron, (start + offset).replace(tzinfo=None)))
-        moment = clock.replace(tzinfo=UTC) - offset
+        moment = next(clocks).replace(tzinfo=UTC) - offset
         soon = min(moment, after + timedelta(days=1))  # a clock set back shows times that are over once more
-        if changed := [one for one in (soon, moment) if offset_at(one) != offset]:
-            after = _find_jump(after, changed[0], zone)
-            start, offset = after - timedelta(seconds=1), offset_at(after)
-        else:
+        changed = next((one for one in (soon, moment) if _offset_at(one, zone) != offset), None)
+        if changed is None:
             yield moment
-            start = after = moment
+            after = moment
+        else:
+            after = _find_jump(after, changed, zone)
+            offset = _offset_at(after, zone)
+            clocks = CronSim(cron, (after + offset).replace(tzinfo=None) - timedelta(seconds=1))
 
 # %% ../../nbs/35a_jobs.calendar.ipynb #33e8bc98
 def in_window(
