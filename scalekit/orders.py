@@ -43,6 +43,13 @@ class RunPlan:
     values: dict[str, Any]  # Typed parameters that were given; the notebook's defaults fill the rest
     notebook: dict[str, Any] = field(repr=False)  # As read
     limits: Limits = field(default_factory=Limits)
+    kept: Path | None = None  # Where these bytes lie, if not at `path`
+    home: Path | None = None  # The kernel's working folder, if not the notebook's
+
+    @property
+    def folder(self) -> Path:
+        "Where the kernel works, and finds modules"
+        return self.home or self.path.parent
 
     @property
     def parameters(self) -> dict[str, Any]:  # As saved: faithful JSON, secrets masked
@@ -58,21 +65,28 @@ def plan_runs(
     notebook: str | os.PathLike,  # `.ipynb` file
     trials: Iterable[dict[str, Any]],  # For each run its values by name
     limits: Limits | None = None,  # How long things may take, for each run
+    kept: Path | None = None,  # A copy of the notebook that is run in its place
+    home: Path | None = None,  # The kernel's working folder; default: the notebook's
 ) -> list[RunPlan]:
     "Check runs of one notebook before they start; raises `BadNotebook` or `ParameterError`"
     path = Path(notebook).absolute()
-    content, sha256 = read_source(path)
-    signature = read_signature(content, path.name, path.parent)
-    return [RunPlan(path, sha256, signature.check(values), content, limits or Limits()) for values in trials]
+    content, sha256 = read_source(kept or path)
+    signature = read_signature(content, path.name, home or path.parent)
+    return [
+        RunPlan(path, sha256, signature.check(values), content, limits or Limits(), kept, home)
+        for values in trials
+    ]
 
 
 def plan_run(
     notebook: str | os.PathLike,  # `.ipynb` file
     parameters: dict[str, Any],  # Values by name
     limits: Limits | None = None,  # How long things may take
+    kept: Path | None = None,
+    home: Path | None = None,
 ) -> RunPlan:
     "Check one run; see `plan_runs`"
-    return plan_runs(notebook, [parameters], limits)[0]
+    return plan_runs(notebook, [parameters], limits, kept, home)[0]
 
 # %% ../nbs/33b_orders.ipynb #ed39c0ba
 _NEEDED_DISK = 64 << 20  # Less free space than this is no start for a run [bytes]
@@ -83,18 +97,20 @@ def queue_run(
     store: Store,  # Where the bundle shall be
     profile: Profile,  # Where it will run, for the record and for its price
     owner: Lease,  # Who answers for the run until somebody takes it
+    run_id: str | None = None,  # One that was reserved
     **about: Any,  # More for run.json, for example `sweep`
 ) -> Bundle:  # In state `queued`, with its notebook
-    "Make the bundle of a run; raises `StoreError` if it can't be written"
+    "Make the bundle of a run; raises `StoreError` if it can't be written, `RunExists` if it is there"
     _check_disk(store.folder)
     bundle = store.create_run(
         {
             "notebook": plan.path, "notebook_sha256": plan.sha256, "parameters": plan.parameters,
-            "notebook_changed": _find_change(plan.path), "fingerprint": plan.work,
+            "notebook_changed": _find_change(plan.kept or plan.path), "fingerprint": plan.work,
             "profile": profile.name, "price_per_hour": profile.price_per_hour,
             "scalekit": __version__, "code": describe_code(plan.path.parent), **about,
         },
         owner,
+        run_id,
     )  # fmt: skip
     own = clear_notebook(copy.deepcopy(plan.notebook))
     own["metadata"]["scalekit"] = {"run_id": bundle.run_id, "parameters": plan.parameters}
@@ -120,7 +136,7 @@ def make_order(
     secrets = tuple(secret_texts(plan.values))
     joins = "wandb" in bundle.asked.get("track", ())  # whatever the notebook says to wandb
     return RunOrder(
-        path=str(bundle.path), folder=str(plan.path.parent), kernel=_kernel_name(plan.notebook),
+        path=str(bundle.path), folder=str(plan.folder), kernel=_kernel_name(plan.notebook),
         threads=threads,
         preload=settings.warm_modules, linger=settings.linger,
         limits=replace(plan.limits, keep_widgets=settings.keep_widgets), secrets=secrets,
