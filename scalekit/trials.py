@@ -87,6 +87,8 @@ class SweepPlan:
     cache: bool = False  # Cells that don't depend on what is swept run once
     track: dict[str, Any] = field(default_factory=dict)  # Who shows the runs, and where; as run.json has it
     tags: tuple[str, ...] = ()  # Of each run that is made; one that was done before keeps its own
+    apart: bool = False  # What other sweeps have done does not count
+    about: dict[str, Any] = field(default_factory=dict)  # More for run.json of each run that is made
 
     @property
     def n_trials(self) -> int | None:
