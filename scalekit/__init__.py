@@ -23,6 +23,8 @@ _public = {
     "track.sync": "sync",
     "trials": "Sweep",
     "reports": "report",
+    "footprint.estimate": "estimate_memory",
+    "footprint.probe": "largest_batch",
     "ranks.attempts": "RankFailed",
     "ranks.launcher": "launch",
     "ranks.world": "Preempted current_world",
@@ -50,6 +52,8 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .context import tag as tag
     from .core import ScaleKitError as ScaleKitError
     from .differences import diff as diff
+    from .footprint.estimate import estimate_memory as estimate_memory
+    from .footprint.probe import largest_batch as largest_batch
     from .inference.driver import Predictions as Predictions
     from .inference.driver import predict as predict
     from .overview import export as export

@@ -1,0 +1,97 @@
+"""What the memory of a training is said to be, against what it is.  `python tests/bench memory`, as root
+
+The tensors' peak is the resident size of a process whose C library gives freed memory back at once. The
+largest batch is then tried fifty times, each time in a control group that kills who takes more, with the usual
+C library.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cloudpickle
+from figures import Figure
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import workloads
+from workloads import WORKLOADS
+
+from scalekit.core import human_bytes
+from scalekit.footprint.estimate import estimate_memory
+from scalekit.footprint.probe import largest_batch, probe_step
+
+cloudpickle.register_pickle_by_value(workloads)  # the processes of probes do not know this folder
+GROUPS = Path("/sys/fs/cgroup/memory")
+N_RUNS = 50
+
+
+def measure() -> Iterator[Figure]:
+    for name, (build, (small, large)) in WORKLOADS.items():
+        start = time.perf_counter()
+        estimate = estimate_memory(build)
+        took = time.perf_counter() - start
+        ratio = max(1.0, probe_step(build, small, exact=True) / estimate.at(small))
+        said, is_ = ratio * estimate.at(large), probe_step(build, large, exact=True)
+        usual = probe_step(build, large)
+        traced = human_bytes(estimate.at(large))
+        yield Figure(
+            f"Memory of a step: {name}, {large} samples",
+            f"{human_bytes(said)} by a probe with {small}, {traced} by {took:.1f} s of traces",
+            f"{human_bytes(is_)}; {human_bytes(usual)} with what the C library keeps",
+            said / is_,
+            f"within 3 %; got {said / is_ - 1:+.1%}, without a probe {estimate.at(large) / is_ - 1:+.1%}",
+        )
+    if os.access(GROUPS, os.W_OK):
+        yield measure_limits()
+
+
+def measure_limits() -> Figure:
+    "Runs at the recommended batch, each with as much memory as was said to be there"
+    random.seed(0)
+    killed, shares = 0, []
+    for number in range(N_RUNS):
+        name = list(WORKLOADS)[number % len(WORKLOADS)]
+        build, memory = WORKLOADS[name][0], random.randrange(400, 1200) << 20
+        batch_size = largest_batch(build, memory, "cpu")
+        ended, peak = run_limited(build, batch_size, memory)
+        killed += not ended
+        shares.append(peak / memory)
+        print(f"  {name}, {human_bytes(memory)}: batch {batch_size}, {peak / memory:.0%} used", flush=True)
+    shares.sort()
+    return Figure(
+        f"{N_RUNS} trainings at the largest batch, each in a control group of that memory",
+        f"{killed} killed",
+        f"they used {shares[0]:.0%} to {shares[-1]:.0%} of it, {shares[N_RUNS // 2]:.0%} in the median",
+        None,
+        "none killed",
+    )
+
+
+CHILD = """
+import os, sys
+import cloudpickle
+build, batch_size, group = cloudpickle.load(sys.stdin.buffer)
+build(2)()  # what libraries take once is not the training's
+with open(group + "/cgroup.procs", "w") as file:
+    file.write(str(os.getpid()))
+step = build(batch_size)
+for _ in range(3):
+    step()
+"""
+
+
+def run_limited(build, batch_size: int, memory: int) -> tuple[bool, int]:
+    "Three steps in a process that may take `memory` from now on: whether it lived, and its peak [bytes]"
+    group = GROUPS / f"scalekit-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text(str(memory))
+        order = cloudpickle.dumps((build, batch_size, str(group)))
+        done = subprocess.run([sys.executable, "-c", CHILD], input=order)
+        return done.returncode == 0, int((group / "memory.max_usage_in_bytes").read_text())
+    finally:
+        group.rmdir()
