@@ -1,8 +1,8 @@
 """What the memory of a training is said to be, against what it is.  `python tests/bench memory`, as root
 
 The tensors' peak is the resident size of a process whose C library gives freed memory back at once. The
-largest batch is then tried fifty times, each time in a control group that kills who takes more, with the usual
-C library.
+largest batch is then tried fifty times, each time in a control group that kills who takes more, with the
+usual C library.
 """
 
 import os
