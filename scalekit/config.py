@@ -81,6 +81,14 @@ class Settings:
     track: tuple[str, ...] = ()  # Who shows runs
     wandb: WandbTarget = WandbTarget()
     mlflow: MlflowTarget = MlflowTarget()
+    jobs: dict[str, Any] = field(
+        default_factory=dict
+    )  # Tables [job.NAME] as the file has them, not yet judged
+
+    @property
+    def file(self) -> Path:
+        "Where scalekit.toml is, or would be"
+        return self.folder / FILE_NAME
 
     @property
     def warm_modules(self) -> tuple[str, ...]:
@@ -146,8 +154,8 @@ def load_settings(
     said |= told
     store = Path(said.pop("store", "runs")).expanduser()
     preload = tuple(said.pop("preload", Settings.preload))
-    track = parse_track(said.pop("track", ()))
-    return Settings(folder=home, store=home / store, preload=preload, track=track, **said)
+    track, jobs = parse_track(said.pop("track", ())), said.pop("job", {})
+    return Settings(jobs=jobs, folder=home, store=home / store, preload=preload, track=track, **said)
 
 # %% ../nbs/01b_config.ipynb #04f52d3a
 _SETTINGS_RULES = {
@@ -172,6 +180,7 @@ _SETTINGS_RULES = {
     "track": TRACK_RULE,
     "wandb": Rule(lambda value: isinstance(value, dict), "a table", '{ project = "digits" }'),
     "mlflow": Rule(lambda value: isinstance(value, dict), "a table", '{ experiment = "digits" }'),
+    "job": Rule(lambda value: isinstance(value, dict), "tables, one for each job", "{ nightly = { ... } }"),
 }
 _NAME = Rule(lambda value: is_text(value) and not set(value) & set("/\\#?%:"), "a name", '"digits"')
 _SERVER = Rule(
@@ -210,6 +219,9 @@ def _read_file(file):
     if isinstance(said.get("profile"), dict):
         name = next(iter(said["profile"]), "NAME")
         raise ConfigError(f"{file}: a profile stands under [profiles.{name}], got [profile.{name}]")
+    if isinstance(said.get("jobs"), dict):
+        name = next(iter(said["jobs"]), "NAME")
+        raise ConfigError(f"{file}: a job stands under [job.{name}], got [jobs.{name}]")
     check_keys(file, said, _SETTINGS_RULES)
     tables = said.get("profiles", {})
     made: dict[str, Any] = {
