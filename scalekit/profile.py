@@ -9,7 +9,6 @@ __all__ = ['Size', 'TRACKERS', 'Track', 'TRACK_RULE', 'PROFILE_RULES', 'SLURM_RU
 # %% ../nbs/01a_profile.ipynb #f58794b1
 import ipaddress
 import re
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -217,7 +216,7 @@ class Profile:
     device_memory_limit: Size | None = None  # Data slots spill beyond it; None is 0.8 of the GPU
     rmm_pool_size: Size | None = None  # GPU memory that data slots take at their start; None is no pool
     protocol: str | None = None  # Between processes; None is "tcp" on loopback and "tls" beyond
-    host: str = ""  # Where scheduler and workers listen; "" is loopback, and on Slurm this machine's name
+    host: str = ""  # Where scheduler and workers listen; "" is loopback, and for Slurm any address
     address: str | None = None  # Of a running cluster, for example "tls://10.0.0.5:8786"
     tls_ca: str | None = None  # PEM files; with none of them, certificates are made for the session
     tls_cert: str | None = None
@@ -239,7 +238,7 @@ class Profile:
     def __post_init__(self):
         place = f"profile {self.name!r}"
         if self.host == "":
-            object.__setattr__(self, "host", socket.gethostname() if self.kind == "slurm" else "127.0.0.1")
+            object.__setattr__(self, "host", "0.0.0.0" if self.kind == "slurm" else "127.0.0.1")
         for key, rule in PROFILE_RULES.items():
             value = getattr(self, key)
             if value is not None or key in ("name", "kind", "threads", "slots", "host"):

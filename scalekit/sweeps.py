@@ -31,6 +31,7 @@ from .place import BadShare, Placement, SchedulerLost, share_gpus, silence_dask
 from .planfile import find_sweep, load_plan, write_plan
 from .profile import Profile, Track
 from .progress import SweepProgress, show_progress
+from .seal import STOP
 from .space import Bell, Choice, FromSignature, Range
 from .store import Store
 from .study import Study
@@ -85,6 +86,7 @@ def run_sweep(
     place = {"profile": profile, "n_workers": n_workers}
     with claim(folder, plan.sweep_id):
         write_plan(plan, folder, place)
+        (folder / STOP).unlink(missing_ok=True)  # it was meant for an earlier start
         end_lost_runs(bundles)
         trials, meter = _find_trials(plan, bundles, folder, retry_failed)
         meter.price_per_hour = _find_price(plan, spec)
@@ -144,19 +146,22 @@ def _deal_gpus(plan: SweepPlan, spec: Profile, n_workers: int | None) -> list[tu
     "What each trial that runs at a time may see, if that is not for the workers to say"
     if plan.gpus_per_trial is None or plan.gpus_per_trial == 1:
         return []
-    if spec.address or spec.kind == "cpu":
+    if spec.address or spec.kind in ("cpu", "slurm"):
         kind = "a cluster that runs already" if spec.address else "on cores"
+        way = 'Use a profile with kind = "gpu"'
+        if spec.kind == "slurm":
+            kind, way = "Slurm's to deal out", f"Say in the profile: gpus = {plan.gpus_per_trial:g}"
         raise BadShare(
             f"gpus_per_trial={plan.gpus_per_trial:g} deals out GPUs of this machine, and profile "
-            f'{spec.name!r} is {kind}. Use a profile with kind = "gpu"'
+            f"{spec.name!r} is {kind}. {way}"
         )
     gpus = [gpu.entry for gpu in require_gpus()][: spec.workers]
     return share_gpus(gpus, plan.gpus_per_trial)[:n_workers]
 
 
-def _open_cluster(work: "Work", place: dict[str, Any]) -> Cluster:
+def _open_cluster(work: "Work", place: dict[str, Any], signalled: list[str]) -> Cluster:
     if not work.shares:
-        return open_cluster(**place)
+        return open_cluster(**place, give_up=lambda: bool(signalled))
     spec = work.settings.get_profile(place["profile"])
     return open_cluster(replace(spec, kind="cpu", workers=len(work.shares)))
 
@@ -168,7 +173,8 @@ def _find_trials(plan: SweepPlan, store: Store, folder: Path, retry_failed: bool
     meter.add_earlier(rows)
     found: dict[Any, list[dict[str, Any]]] = {}
     if plan.search is None:
-        for row in [*rows, *store.find_all(plan.trials).values()]:
+        others = {} if plan.apart else store.find_all(plan.trials)
+        for row in [*rows, *others.values()]:
             found.setdefault(row["fingerprint"], []).append(row)
         return GridTrials(plan, found, retry_failed), meter
     for row in rows:
@@ -198,7 +204,7 @@ def carry_out(
         stack.enter_context(_keep_warm(work.settings))
         at_last = stack.enter_context(ExitStack())
         try:
-            cluster = stack.enter_context(_open_cluster(work, place))
+            cluster = stack.enter_context(_open_cluster(work, place, signalled))
         except ClusterError:
             if signalled:  # it reached workers that were just starting
                 return signalled[0], None

@@ -127,6 +127,7 @@ def _open(cluster: Any, n_ranks: int | str) -> Iterator["Cluster"]:
     profile = load_settings().get_profile(cluster)
     n_workers = n_ranks if isinstance(n_ranks, int) and not profile.address and not profile.workers else None
     with open_cluster(profile, n_workers) as opened:
+        opened.wait()  # a training needs all of its workers at once
         yield opened
 
 
