@@ -81,9 +81,7 @@ class Settings:
     track: tuple[str, ...] = ()  # Who shows runs
     wandb: WandbTarget = WandbTarget()
     mlflow: MlflowTarget = MlflowTarget()
-    jobs: dict[str, Any] = field(
-        default_factory=dict
-    )  # Tables [job.NAME] as the file has them, not yet judged
+    jobs: dict[str, Any] = field(default_factory=dict)  # Tables [job.NAME], not yet judged
 
     @property
     def file(self) -> Path:
