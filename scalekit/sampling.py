@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
-from .devices import GpuUsage, watch_gpus
+from .devices import GpuUsage, n_cores, total_memory, watch_gpus
 from .events import StoreError
 
 # %% ../nbs/32h_sampling.ipynb #53585ab5
@@ -92,7 +93,7 @@ _FIRST, _EVERY, _HOUR = 1.0, 5.0, 3600.0  # [s]
 def sample_system(
     pid: int,  # Of the kernel
     environment: Mapping[str, str],  # Of the kernel: its CUDA_VISIBLE_DEVICES counts
-    tell: Callable[..., None],  # Called as `tell("system", values={...})`, from another thread
+    tell: Callable[..., None],  # As `tell("system", values={...})`, first `tell("machine", ...)`; in a thread
     pause: Callable[[float], float] = next_pause,  # From the age of the run to the next sample [s]
 ) -> Iterator[None]:
     "Tell what the kernel and its children use while this block runs"
@@ -114,7 +115,8 @@ def _sample(
     pid: int, environment: Mapping[str, str], tell: Callable[..., None], pause: Callable[[float], float],
     ended: threading.Event,
 ) -> None:  # fmt: skip
-    begun = looked = monotonic()
+    known, begun = False, monotonic()
+    looked = begun
     used = cpu_time(list_tree(pid))
     if ended.wait(pause(0.0)):  # NVML is not even opened for a short run
         return
@@ -123,11 +125,14 @@ def _sample(
             now, used_now = monotonic(), cpu_time(pids)
             values = {"cpu": round(max(0.0, used_now - used) / (now - looked), 3), "memory": memory_of(pids)}
             looked, used = now, used_now
-            values |= _describe_gpus(ask_gpus())
+            usages = ask_gpus()
             if ended.is_set():
                 return
             with suppress(StoreError):  # a full disk: what the cells have to say there counts for more
-                tell("system", values=values)
+                if not known:
+                    tell("machine", **_describe_machine(usages))
+                known = True
+                tell("system", values=values | _describe_gpus(usages))
             if ended.wait(pause(monotonic() - begun)):
                 return
 
@@ -156,6 +161,12 @@ def _open_gpus(environment: Mapping[str, str]) -> Iterator[Callable[[], list[Gpu
     finally:
         with suppress(Exception):
             watched.__exit__(None, None, None)
+
+
+def _describe_machine(usages: list[GpuUsage]) -> dict[str, Any]:
+    "What there is to be used"
+    gpus = [{"name": usage.gpu.name, "memory": usage.gpu.memory} for usage in usages]
+    return {"cores": n_cores(), "memory": total_memory(), "gpus": gpus}
 
 
 def _describe_gpus(usages: list[GpuUsage]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from processes import wait_until
 import scalekit as sk
 from scalekit import sampling
 from scalekit.cli import main
-from scalekit.devices import Gpu, GpuUsage
+from scalekit.devices import Gpu, GpuUsage, n_cores
 from scalekit.events import StoreError
 from scalekit.sampling import cpu_time, list_tree, memory_of, next_pause, sample_system
 
@@ -31,9 +31,16 @@ time.sleep(60)
 class Told(list):
     "What a sampler tells, and from where"
 
-    def __call__(self, event, values):
-        assert event == "system"
-        self.append(values)
+    def __init__(self):
+        self.machine = None
+
+    def __call__(self, event, **fields):
+        if event == "machine":
+            assert self.machine is None and not self
+            self.machine = fields
+        else:
+            assert event == "system"
+            self.append(fields["values"])
 
 
 def quick(age):
@@ -101,9 +108,9 @@ def test_samples_end_with_the_block_and_with_the_process():
     n = len(told)
     time.sleep(0.1)
     assert len(told) == n and samplers() == []
-    process = subprocess.Popen(["sleep", "60"])
+    told, process = Told(), subprocess.Popen(["sleep", "60"])
     with sample_system(process.pid, {}, told, quick):
-        wait_until(lambda: len(told) > n)
+        wait_until(lambda: told)
         process.kill()
         process.wait()
         wait_until(lambda: samplers() == [])
@@ -126,6 +133,8 @@ def test_gpus_are_numbered_as_the_notebook_sees_them(monkeypatch):
     assert seen == ["3,1"]
     assert {"gpu0/utilization": 0.5, "gpu0/memory": 2**30, "gpu1/memory": 2**20}.items() <= told[0].items()
     assert "gpu1/utilization" not in told[0]
+    assert told.machine["cores"] == n_cores()
+    assert told.machine["gpus"] == [{"name": "H100", "memory": 80 * 2**30}] * 2
 
 
 @pytest.mark.parametrize("broken", ["opening", "asking", "closing"])
@@ -176,7 +185,7 @@ def test_a_driver_that_hangs_does_not_keep_a_run_from_its_end(monkeypatch):
 def test_a_full_disk_costs_samples_and_nothing_else():
     n_tried = []
 
-    def tell(event, values):
+    def tell(event, **fields):
         n_tried.append(1)
         raise StoreError("the disk is full")
 
@@ -199,12 +208,14 @@ def test_gpus_of_a_machine_are_asked_by_nvml(run_on_gpus):
     from scalekit.sampling import sample_system
 
     told = []
-    tell = lambda event, values: told.append(values)
+    tell = lambda event, **fields: told.append(fields)
     with sample_system(os.getpid(), dict(os.environ), tell, lambda age: 0.05):
         while len(told) < 3:
             time.sleep(0.01)
-    report(names=sorted(told[-1]))
+    report(gpus=told[0]["gpus"], names=sorted(told[-1]["values"]))
     """
-    names = run_on_gpus(script, n_gpus=4, visible="2,0")["names"]
+    said = run_on_gpus(script, n_gpus=4, visible="2,0")
+    assert len(said["gpus"]) == 2 and all(gpu["memory"] > 2**30 for gpu in said["gpus"])
+    names = said["names"]
     gpus = [f"gpu{number}/{what}" for number in (0, 1) for what in ("memory", "utilization")]
     assert names == ["cpu", *gpus, "memory"]
