@@ -33,6 +33,7 @@ _public = {
     "train.foreign": "check_world",
     "train.partitions": "Partitions",
     "inference.driver": "Predictions predict",
+    "scaling.fitted": "fit_scaling",
 }
 _home = {name: module for module, names in _public.items() for name in names.split()}
 
@@ -67,6 +68,7 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .runner import RunFailed as RunFailed
     from .runner import run as run
     from .runner import runs as runs
+    from .scaling.fitted import fit_scaling as fit_scaling
     from .space import choice as choice
     from .space import from_signature as from_signature
     from .space import int_uniform as int_uniform
