@@ -26,6 +26,7 @@ from scalekit.verbs.query import (
     do_note,
     do_tag,
 )
+from .verbs.lab import add_lab, do_lab, spread_words
 from .verbs.report import add_report, do_report
 from .verbs.runs import add_start, do_debug, do_diff, do_new, do_run, do_runs, do_show_run, do_stop
 from .verbs.sweep import add_search, do_sweep
@@ -116,6 +117,7 @@ _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "debug": ("look into the kernel that a failed run has left behind", do_debug),
     "stop": ("ask a run to stop and keep what it has", do_stop),
     "doctor": ("look at this machine, and say what is missing", _doctor),
+    "lab": ("start JupyterLab with jobs, or say what it lacks for them", do_lab),
     "demo": ("sweep the training template over twelve trials", _demo),
     "gc": ("list what journals of cells and shared results take, and drop what is too much", _gc),
     "index": ("make the index of runs anew from their bundles", _index),
@@ -172,6 +174,7 @@ def _build_parser() -> argparse.ArgumentParser:
         verbs[name].add_argument("run", metavar="RUN", help="its id, a part of it that is unique, or: latest")
     add_marks(verbs["tag"], verbs["note"])
     add_report(verbs["report"])
+    add_lab(verbs["lab"])
     add_sync(verbs["sync"])
     add_places(verbs["import-wandb"], verbs["import-papermill"])
     for name, what in (("first", "the run from before"), ("second", "the one to look at")):
@@ -202,7 +205,7 @@ def main(
     words: Sequence[str] | None = None,  # After the command; `None` reads them from the command line
 ) -> int:  # Exit code: 0, 1 after a failed notebook, 2 after a mistake
     "The `scalekit` command"
-    args = _build_parser().parse_args(_join_sort(sys.argv[1:] if words is None else words))
+    args = _build_parser().parse_args(_join_sort(spread_words(sys.argv[1:] if words is None else words)))
     try:
         return _VERBS[args.verb][1](args)
     except ScaleKitError as error:
