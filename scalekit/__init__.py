@@ -29,6 +29,7 @@ _public = {
     "ranks.launcher": "launch",
     "ranks.world": "Preempted current_world",
     "budget": "Budget",
+    "jobs.schedule": "schedule list_jobs pause_job resume_job trigger_job backfill_job unschedule",
     "train.loop": "training",
     "train.foreign": "check_world",
     "train.partitions": "Partitions",
@@ -57,6 +58,13 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .footprint.probe import largest_batch as largest_batch
     from .inference.driver import Predictions as Predictions
     from .inference.driver import predict as predict
+    from .jobs.schedule import backfill_job as backfill_job
+    from .jobs.schedule import list_jobs as list_jobs
+    from .jobs.schedule import pause_job as pause_job
+    from .jobs.schedule import resume_job as resume_job
+    from .jobs.schedule import schedule as schedule
+    from .jobs.schedule import trigger_job as trigger_job
+    from .jobs.schedule import unschedule as unschedule
     from .overview import export as export
     from .overview import kpi as kpi
     from .ranks.attempts import RankFailed as RankFailed

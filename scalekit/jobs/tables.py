@@ -70,22 +70,29 @@ def sync_jobs(
     book: Ledger,
 ) -> JobTables:
     "Bring the book to what scalekit.toml says: jobs that are new, others than before, or gone"
-    facts = book.get_fact(_FACT) or {}
-    mine, jobs = str(settings.file), {job.name: job for job in book.list_jobs()}
+    facts, mine = book.get_fact(_FACT) or {}, str(settings.file)
+    if not settings.jobs and mine not in facts:  # an ordinary project: nothing is written
+        return JobTables(settings.file)
+    jobs = {job.name: job for job in book.list_jobs()}
     tables = read_jobs(settings, {name: job.spec.after for name, job in jobs.items() if job.source != "toml"})
     for name in list(tables.specs):
         if where := _find_owner(jobs.get(name), mine, facts):
             tables.troubles[name] = f"{mine}: job {name!r} is kept {where} already. Choose another name"
             del tables.specs[name]
-    book.put_jobs(tables.specs.values(), "toml")
-    own = {*facts.get(mine, {}).get("jobs", ()), *tables.specs}
+    new = [spec for spec in tables.specs.values() if spec.name not in jobs or jobs[spec.name].spec != spec]
+    if new:
+        book.put_jobs(new, "toml")
+    before = facts.get(mine, {"jobs": [], "troubles": {}})
+    own = {*before["jobs"], *tables.specs}
     gone = own - set(tables.specs) - set(tables.troubles)
     for name, job in {job.name: job for job in book.list_jobs("toml")}.items():
         if name in gone:
             book.remove_job(job.job_id)
-        elif name in own:
+        elif name in own and before["troubles"].get(name) != tables.troubles.get(name):
             book.set_trouble(job.job_id, tables.troubles.get(name))
-    book.put_fact(_FACT, facts | {mine: {"jobs": sorted(own - gone), "troubles": tables.troubles}})
+    told = {"jobs": sorted(own - gone), "troubles": tables.troubles}
+    if before != told:
+        book.put_fact(_FACT, facts | {mine: told})
     return tables
 
 
