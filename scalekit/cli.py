@@ -16,6 +16,7 @@ from . import __version__
 from .core import ScaleKitError, human_bytes, human_seconds
 from .verbs.agent import add_agent, do_agent
 from .verbs.imports import add_places, do_import_papermill, do_import_wandb
+from .verbs.lab import add_lab, do_lab, spread_words
 from scalekit.verbs.query import (
     add_export,
     add_kpi,
@@ -26,7 +27,6 @@ from scalekit.verbs.query import (
     do_note,
     do_tag,
 )
-from .verbs.lab import add_lab, do_lab, spread_words
 from .verbs.report import add_report, do_report
 from .verbs.runs import add_start, do_debug, do_diff, do_new, do_run, do_runs, do_show_run, do_stop
 from .verbs.sweep import add_search, do_sweep
