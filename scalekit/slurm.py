@@ -13,12 +13,13 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic, sleep
@@ -80,11 +81,28 @@ def _read_gpus(gpus: int | str | None) -> tuple[str, int]:
     return kind, int(count)
 
 # %% ../nbs/11e_slurm.ipynb #044bf289
+@contextmanager
+def _keep_signals() -> Iterator[None]:
+    "What is imported in this block takes no signal for itself"
+    usual = signal.signal
+    signal.signal = lambda number, handler: signal.getsignal(number)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        signal.signal = usual
+
+
+def _import_jobqueue(profile: Profile) -> Any:
+    "The module dask_jobqueue.slurm; raises `MissingPackage`"
+    with _keep_signals():
+        return import_extra("dask_jobqueue.slurm", "dask-jobqueue", f"profile {profile.name!r}", "slurm")
+
+# %% ../nbs/11e_slurm.ipynb #af40dea8
 def check_slurm(
     profile: Profile,  # Of kind "slurm"
 ) -> None:
     "Raise `ClusterError` or `MissingPackage` if Slurm is not here, or has no such nodes"
-    import_extra("dask_jobqueue", "dask-jobqueue", f"profile {profile.name!r}", "slurm")
+    _import_jobqueue(profile)
     if shutil.which("sbatch") is None:
         raise ClusterError(
             f"profile {profile.name!r}: Slurm's command sbatch must be on the PATH, and is not. Is this a "
@@ -348,9 +366,9 @@ class SlurmWorkers:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _make_cluster(self, profile: Profile) -> Any:
-        from dask_jobqueue import slurm
         from distributed import SchedulerPlugin
 
+        slurm: Any = _import_jobqueue(profile)
         numbers, seen, changed = self._numbers, self._seen, self._changed
 
         class Job(slurm.SLURMJob):

@@ -1,4 +1,4 @@
-"""A real Slurm on loopback: one controller, one node with GPUs that are clones of /dev/null, nothing of systemd, munge or cgroups."""
+"""A real Slurm on loopback: a controller, and a node whose GPUs are clones of /dev/null; no munge, no cgroups."""
 
 import os
 import shutil
@@ -108,7 +108,8 @@ def _free_ports(n: int) -> list[int]:
 def _start(name: str, folder: Path, environ: dict[str, str]) -> subprocess.Popen:
     with open(folder / "log" / name, "w") as log:
         words = [name, "-D", "-f", environ["SLURM_CONF"]]
-        return subprocess.Popen(words, env={**os.environ, **environ}, stdout=log, stderr=log, stdin=subprocess.DEVNULL)  # fmt: skip
+        outputs = {"stdout": log, "stderr": log, "stdin": subprocess.DEVNULL}
+        return subprocess.Popen(words, env={**os.environ, **environ}, **outputs)
 
 
 def _wait_for_node(environ: dict[str, str], folder: Path) -> None:
@@ -125,11 +126,15 @@ def _wait_for_node(environ: dict[str, str], folder: Path) -> None:
 def _stop(daemons: list[subprocess.Popen], environ: dict[str, str]) -> None:
     "Cancel what is left, then end the daemons and the steps that they have started, each by its number"
     subprocess.run(["scancel", "--user", "root"], env=environ, capture_output=True, timeout=20)
-    steps = [p for d in daemons if psutil.pid_exists(d.pid) for p in psutil.Process(d.pid).children(recursive=True)]  # fmt: skip
+    end = time.monotonic() + 10
+    while list_queue(environ) and time.monotonic() < end:
+        time.sleep(0.1)
+    alive = [psutil.Process(daemon.pid) for daemon in daemons if daemon.poll() is None]
+    steps = [step for process in alive for step in process.children(recursive=True)]
     for daemon in daemons:
         daemon.terminate()
-    for daemon in daemons:
-        daemon.wait(20)
-    _, alive = psutil.wait_procs(steps, timeout=5)
+    _, alive = psutil.wait_procs([*alive, *steps], timeout=10)
     for process in alive:
         process.kill()
+    for daemon in daemons:
+        daemon.wait()
