@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Mapping
 
-Look = dict[str, str]  # Path -> stamp: another one means that the file is another
+Look = dict[str, tuple[int, int]]  # Path -> size [bytes] and time of change [ns]
 
 
 def look_at_files(
@@ -25,14 +25,14 @@ def look_at_files(
         except OSError:  # moved on, or a link to nothing
             continue
         if stat.S_ISREG(status.st_mode):
-            seen[path] = f"{status.st_size} {status.st_mtime_ns}"
+            seen[path] = status.st_size, status.st_mtime_ns
     return seen
 
 
 def find_arrived(
-    before: Mapping[str, str],  # The look before, at least a second ago
-    now: Mapping[str, str],  # This look
-    taken: Mapping[str, str],  # What firings have been given so far
+    before: Mapping[str, tuple[int, int]],  # The look before, at least a second ago
+    now: Mapping[str, tuple[int, int]],  # This look
+    taken: Mapping[str, tuple[int, int]],  # What firings have been given so far
 ) -> Look:  # To be added to `taken` together with their firing
     "Files that are settled and were not taken as they are"
     return {path: mark for path, mark in now.items() if before.get(path) == mark != taken.get(path)}
