@@ -17,6 +17,7 @@ _public = {
     "checkpoints": "checkpoint",
     "runner": "Run RunFailed run runs",
     "overview": "export kpi",
+    "sizing.rightsizing": "rightsize",
     "differences": "diff",
     "space": "uniform log_uniform int_uniform normal log_normal choice from_signature",
     "sweeps": "sweep resume_sweep",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .runner import run as run
     from .runner import runs as runs
     from .scaling.fitted import fit_scaling as fit_scaling
+    from .sizing.rightsizing import rightsize as rightsize
     from .space import choice as choice
     from .space import from_signature as from_signature
     from .space import int_uniform as int_uniform

@@ -29,6 +29,7 @@ from scalekit.verbs.query import (
 )
 from .verbs.report import add_report, do_report
 from .verbs.runs import add_start, do_debug, do_diff, do_new, do_run, do_runs, do_show_run, do_stop
+from .verbs.sizes import add_rightsize, do_rightsize
 from .verbs.sweep import add_search, do_sweep
 from .verbs.track import add_sync, do_sync
 from .verbs.words import count, gigabytes, near, print_json, print_table
@@ -113,6 +114,7 @@ _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "import-papermill": ("make runs of output notebooks of papermill", do_import_papermill),
     "export": ("write runs to a CSV or Parquet file, or all that they have logged", do_export),
     "kpi": ("show how fast results come, how often runs fail and what they cost", do_kpi),
+    "rightsize": ("tell what runs asked for and did not use, and what that cost", do_rightsize),
     "diff": ("put two runs side by side: parameters, code, metrics, outputs", do_diff),
     "debug": ("look into the kernel that a failed run has left behind", do_debug),
     "stop": ("ask a run to stop and keep what it has", do_stop),
@@ -165,6 +167,7 @@ def _build_parser() -> argparse.ArgumentParser:
     add_query(verbs["runs"])
     add_export(verbs["export"])
     add_kpi(verbs["kpi"])
+    add_rightsize(verbs["rightsize"])
     verbs["debug"].add_argument("--end", action="store_true", help="end the kernel")
     verbs["gc"].add_argument(
         "--limit", type=gigabytes, metavar="GB", help="default: journal_limit in scalekit.toml"
@@ -180,9 +183,10 @@ def _build_parser() -> argparse.ArgumentParser:
     for name, what in (("first", "the run from before"), ("second", "the one to look at")):
         verbs["diff"].add_argument(name, metavar=name.upper(), help=f"{what}: as for show")
     verbs["diff"].add_argument("--html", metavar="FILE", help="write a page instead, with the images")
-    for name in ("run", "sweep", "runs", "show", "report", "sync", "diff", "kpi", "doctor", "gc"):
+    telling = ("runs", "show", "report", "sync", "diff", "kpi", "rightsize", "doctor", "gc")
+    for name in ("run", "sweep", *telling):
         verbs[name].add_argument("--json", action="store_true", help="for machines")
-    reading = ("runs", "show", "export", "kpi", "report", "sync", "diff", "debug", "index", "gc")
+    reading = ("runs", "show", "export", "kpi", "rightsize", "report", "sync", "diff", "debug", "index", "gc")
     for name in ("run", "sweep", "tag", "note", "stop", *reading):
         verbs[name].add_argument(
             "--store", metavar="FOLDER", help="of the runs; default: runs, or as scalekit.toml says"
