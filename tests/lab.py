@@ -30,6 +30,8 @@ import psutil
 import pytest
 from processes import MARK
 
+from scalekit.lab.setup import list_options
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
 
@@ -50,6 +52,8 @@ HARMLESS = [
         r"net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE|NETWORK_CHANGED)",
     )
 ]
+
+LAB = (sys.executable, "-m", "jupyterlab", *list_options())  # As `scalekit lab` starts it
 
 READY = """() => window.jupyterapp && document.querySelector('#jp-main-dock-panel')
     && !document.querySelector('#jupyterlab-splash')"""
@@ -105,6 +109,12 @@ def _isolate(folder: Path) -> dict[str, str]:
     return {**kept, **own, "JUPYTER_PLATFORM_DIRS": "1", "SCALEKIT_PRELOAD": "json", "SCALEKIT_LINGER": "3"}
 
 
+def _make_cell(number: int, told: tuple[str, list[str]]) -> dict[str, Any]:
+    source, tags = told
+    about = {"cell_type": "code", "id": f"cell-{number}", "execution_count": None, "outputs": []}
+    return {**about, "metadata": {"tags": tags} if tags else {}, "source": source}
+
+
 class Lab:
     "A JupyterLab server; `root` is the folder that it shows, `store` where its runs and jobs go"
 
@@ -112,7 +122,7 @@ class Lab:
         self,
         folder: Path,  # Short, as sockets lie below it; home, configuration and the rest are made there
         *options: str,  # More words for the command
-        command: tuple[str, ...] = (sys.executable, "-m", "jupyterlab"),  # Or `scalekit lab`
+        command: tuple[str, ...] = LAB,
         **variables: str,  # More environment
     ) -> None:
         self.folder, self.root, self.store = folder, folder / "work", folder / "work" / "runs"
@@ -195,14 +205,13 @@ class Lab:
 
     def write_notebook(self, name: str, *cells: str, parameters: str = "") -> str:
         "A notebook in `root` with these cells of code; that tagged `parameters` comes first. Its path in Lab"
-        from nbformat import v4, write
-
-        tagged = [v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})] if parameters else []
+        tagged = [(parameters, ["parameters"])] if parameters else []
+        made = [_make_cell(*one) for one in enumerate([*tagged, *((cell, []) for cell in cells)])]
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        notebook = v4.new_notebook(cells=[*tagged, *map(v4.new_code_cell, cells)], metadata=kernel)
+        notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": kernel, "cells": made}
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        write(notebook, target)
+        target.write_text(json.dumps(notebook))
         return name
 
     def ask(self, path: str, method: str = "GET", body: Any = None, token: str | None = None) -> Any:

@@ -82,3 +82,22 @@ def test_types_and_licence_travel_along(installed):
     files = _value(installed, "[str(f) for f in metadata.files('scalekit')]")
     assert "scalekit/py.typed" in files
     assert any(name.endswith("licenses/LICENSE") for name in files)
+
+
+def test_both_halves_of_jupyterlab_s_part_are_there(installed, root):
+    found = _value(installed, "str(__import__('scalekit.lab.extension').lab.extension.find_labextensions())")
+    own, source = Path(found), root / "scalekit" / "labextension"
+    assert own.is_relative_to(installed / "venv")
+    files = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
+    assert "scalekit-lab/static/remoteEntry.js" in files
+    assert files == sorted(str(path.relative_to(own)) for path in own.rglob("*") if path.is_file())
+    told = _run(installed / "venv/bin/python", "-c", _LIST_EXTENSIONS, found, cwd=installed)
+    assert json.loads(told) == {"name": "scalekit-lab", "load": "static/remoteEntry.js"}
+
+
+_LIST_EXTENSIONS = """
+import json, sys
+from jupyterlab_server.config import get_federated_extensions
+one = get_federated_extensions([sys.argv[1]])["scalekit-lab"]
+print(json.dumps({"name": one["name"], "load": one["jupyterlab"]["_build"]["load"]}))
+"""

@@ -46,8 +46,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     "The server that all tests share; a test that kills one makes its own `Lab`"
-    with TemporaryDirectory(prefix="sk-", ignore_cleanup_errors=True) as folder, Lab(Path(folder)) as lab:
-        yield lab
+    with TemporaryDirectory(prefix="sk-", ignore_cleanup_errors=True) as folder:
+        with Lab(Path(folder)) as lab:
+            yield lab
 
 
 @pytest.fixture(scope="session")

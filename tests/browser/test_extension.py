@@ -1,0 +1,112 @@
+"""The browser's half: launcher, "Mark as Parameters", the job form with typed inputs, the side bar of jobs."""
+
+from playwright.sync_api import expect
+
+PARAMETERS = """from typing import Annotated, Literal
+from pydantic import Field
+lr: Annotated[float, Field(gt=0, le=1)] = 0.01  # step of the optimizer
+steps: int = 5  # how often it prints
+optimizer: Literal["adam", "sgd"] = "adam"
+mixed: bool = False  # half precision
+"""
+
+WORK = """import time
+for step in range(steps):
+    print(f"step {step} with lr={lr}", flush=True)
+    time.sleep(0.3)"""
+
+
+def tags(lab_page):
+    "Tags of each cell of the notebook in front"
+    cells = "[...window.jupyterapp.shell.currentWidget.content.model.cells]"
+    return lab_page.page.evaluate(f"() => {cells}.map(cell => cell.getMetadata('tags') ?? [])")
+
+
+def test_a_template_in_the_launcher_becomes_a_notebook(lab, lab_page, picture):
+    page = lab_page.open().page
+    page.locator(".jp-LauncherCard", has_text="From scalekit template").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("radio").first).to_be_focused()
+    lab_page.photograph(picture / "templates.png")
+    dialog.get_by_role("radio", name="A small network learns").check()
+    dialog.get_by_role("button", name="Create").click()
+    expect(page.get_by_role("tab", name="train.ipynb")).to_be_visible()
+    lab_page.wait_for_kernel()
+    assert (lab.root / "train.ipynb").exists()
+
+
+def test_one_cell_is_marked_as_parameters_and_undo_takes_it_back(lab, lab_page):
+    page = lab_page.open(lab.write_notebook("mark.ipynb", "a = 1", "b = 2")).page
+    lab_page.wait_for_kernel()
+    for number in (0, 1):
+        page.locator(".jp-CodeCell").nth(number).click(button="right")
+        page.locator(".lm-Menu-item", has_text="Mark as Parameters").click()
+    assert tags(lab_page) == [[], ["parameters"]]
+    lab_page.command("notebook:undo-cell-action")
+    assert tags(lab_page) == [["parameters"], []]
+    lab_page.command("notebook:redo-cell-action")
+    lab_page.command("scalekit:mark-parameters")
+    assert tags(lab_page) == [[], []]
+
+
+def open_form(lab, lab_page, name):
+    "The job form for a notebook with typed parameters"
+    path = lab.write_notebook(f"jobs/{name}.ipynb", WORK, "print('all done')", parameters=PARAMETERS)
+    page = lab_page.open(path).page
+    lab_page.wait_for_kernel()
+    page.get_by_role("button", name="Run as Job").click()
+    expect(page.get_by_label("Input file")).to_have_value(path)
+    return page
+
+
+def test_a_wrong_value_is_refused_in_the_form_with_its_sentence(lab, lab_page, picture):
+    page = open_form(lab, lab_page, "wrong")
+    create = page.get_by_role("button", name="Create", exact=True)
+    lr = page.get_by_label("lr", exact=True)
+    expect(lr).to_have_attribute("type", "number")
+    expect(page.get_by_label("optimizer")).to_have_value("adam")
+    expect(page.get_by_text("step of the optimizer · float, 0 < lr <= 1")).to_be_visible()
+    expect(create).to_be_enabled()
+    lr.fill("7")
+    expect(page.get_by_role("alert")).to_have_text(
+        "lr must be <= 1, got 7. Allowed: 0 < lr <= 1; for example 0.01"
+    )
+    expect(create).to_be_disabled()
+    lr.fill("0.5")
+    expect(create).to_be_enabled()
+    page.get_by_label("Time-out").fill("soon")
+    expect(page.get_by_role("alert")).to_contain_text("timeout must be a duration")
+    lab_page.photograph(picture / "refused.png")
+    expect(create).to_be_disabled()
+
+
+def test_a_job_shows_its_progress_and_its_output_is_opened(lab, lab_page, picture):
+    page = open_form(lab, lab_page, "digits")
+    page.get_by_label("lr", exact=True).fill("0.5")
+    page.get_by_label("steps").fill("12")
+    page.get_by_label("mixed").check()
+    page.get_by_label("Retries").fill("1")
+    lab_page.photograph(picture / "create-job.png", clip=FORM)
+    page.get_by_role("button", name="Create", exact=True).click()
+    lab_page.command("scalekit:show-jobs")
+    panel = page.get_by_role("region", name="Jobs of scalekit")
+    job = panel.get_by_role("listitem").filter(has_text="digits")
+    expect(job).to_contain_text("running", timeout=60_000)
+    job.get_by_role("button", expanded=False).click()
+    expect(job).to_contain_text("cell 2 of 3")
+    expect(job.get_by_role("log")).to_contain_text("with lr=0.5")
+    lab_page.photograph(picture / "jobs-panel.png", clip=SIDE)
+    expect(job.get_by_role("progressbar")).to_be_visible()
+    job.get_by_role("button", name="Open output").click()
+    output = page.locator(".jp-NotebookPanel:visible")
+    expect(output).to_contain_text("with lr=0.5")
+    expect(job).to_contain_text("succeeded", timeout=60_000)
+    expect(output).to_contain_text("all done")
+    lab_page.photograph(picture / "output.png")
+    job.get_by_role("button", name="Open report").click()
+    expect(page.frame_locator("iframe").get_by_role("heading", level=1)).to_contain_text("digits")
+    lab_page.photograph(picture / "report.png")
+
+
+FORM = {"x": 0, "y": 0, "width": 1400, "height": 900}
+SIDE = {"x": 0, "y": 0, "width": 1400, "height": 900}

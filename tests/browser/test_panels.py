@@ -1,0 +1,115 @@
+"""Panels in a real JupyterLab: they scale, they say what is wrong, they follow the theme and the keyboard."""
+
+from pathlib import Path
+
+from lab import Lab, LabPage
+from playwright.sync_api import Locator, expect
+
+OPEN = "import scalekit as sk\ncluster = sk.open_cluster('cpu', n_workers=1)\ncluster"
+
+
+def show(lab: Lab, lab_page: LabPage, name: str, *cells: str) -> Locator:
+    "Run a notebook of these cells; its panel, once it is alive"
+    lab_page.open(lab.write_notebook(name, *cells)).run_all()
+    panel = lab_page.page.locator(".skp-panel").first
+    expect_state(panel, "live")
+    return panel
+
+
+def expect_state(panel: Locator, word: str, seconds: float = 20) -> None:
+    expect(panel.get_by_role("status")).to_contain_text(word, timeout=seconds * 1000)
+
+
+def photograph(panel: Locator, path: Path) -> None:
+    "The output around a panel, with its controls"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    panel.locator("xpath=ancestor::*[contains(@class, 'jp-OutputArea-output')]").screenshot(
+        path=path, animations="disabled"
+    )
+
+
+def test_a_cluster_is_scaled_with_the_keyboard_and_shows_its_new_workers(lab, lab_page, picture):
+    panel = show(
+        lab,
+        lab_page,
+        "cluster.ipynb",
+        OPEN,
+        "import time; waiting = cluster.client.map(time.sleep, [20] * 9, pure=False)",
+    )
+    slider = lab_page.page.get_by_role("slider").first
+    slider.focus()
+    slider.press("ArrowRight")
+    slider.press("ArrowRight")
+    expect(panel.locator("tbody tr")).to_have_count(3, timeout=30_000)
+    expect(panel.get_by_text("3 workers, 3 tasks running, 6 waiting")).to_be_visible()
+    photograph(panel, picture / "cluster-panel.png")
+    lab_page.command("apputils:change-theme", theme="JupyterLab Dark")
+    photograph(panel, picture / "cluster-panel-dark.png")
+    lab_page.page.set_viewport_size({"width": 700, "height": 900})
+    photograph(panel, picture / "cluster-panel-narrow.png")
+    panel.get_by_role("button", name="Pause").press("Enter")
+    expect_state(panel, "paused")
+    panel.get_by_role("button", name="Continue").press("Enter")
+    expect_state(panel, "live")
+    lab_page.page.get_by_role("button", name="Stop", exact=True).press("Enter")
+    lab_page.page.get_by_role("button", name="Stop the cluster?").press("Enter")
+    expect_state(panel, "ended")
+    expect(panel.get_by_role("alert")).to_have_text("The cluster was closed. Open another one to go on.")
+    photograph(panel, picture / "cluster-panel-ended.png")
+
+
+def test_a_cluster_whose_scheduler_was_lost_says_so_and_a_closed_one_too(lab, lab_page):
+    "The scheduler runs in a process of its own, as somebody else's does"
+    start = (
+        "import subprocess, sys\n"
+        "words = [sys.executable, '-m', 'distributed.cli.dask_scheduler', '--host', '127.0.0.1', '--port', '0',\n"
+        "         '--no-dashboard', '--scheduler-file', 'scheduler.json']\n"
+        "scheduler = subprocess.Popen(words, stderr=subprocess.DEVNULL)\n"
+        "import json, pathlib, time\n"
+        "while not (told := pathlib.Path('scheduler.json')).exists() or not told.read_text(): time.sleep(0.05)\n"
+        "import scalekit as sk\n"
+        "cluster = sk.open_cluster(json.loads(told.read_text())['address'])\n"
+        "cluster"
+    )
+    panel = show(lab, lab_page, "lost.ipynb", start)
+    expect(panel.get_by_text("0 workers, 0 tasks running, 0 waiting")).to_be_visible()
+    lab_page.command("notebook:insert-cell-below")
+    run_code(lab_page, "scheduler.kill()")
+    expect_state(panel, "retrying")
+    expect(panel.get_by_role("alert")).to_contain_text("the scheduler is gone. Open a cluster again")
+    run_code(lab_page, "cluster.close()")
+    expect_state(panel, "ended")
+
+
+def run_code(lab_page: LabPage, code: str) -> None:
+    "In the kernel of the notebook in front, without a cell"
+    lab_page.page.evaluate(
+        """code => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel
+             .requestExecute({code}).done""",
+        code,
+    )
+
+
+def test_numbers_turn_grey_when_their_kernel_is_restarted_and_a_second_run_replaces_the_panel(lab, lab_page):
+    panel = show(lab, lab_page, "again.ipynb", OPEN)
+    lab_page.run_all()
+    panel = lab_page.page.locator(".skp-panel")
+    expect(panel).to_have_count(1)
+    expect(panel).to_contain_text("another cluster")
+    run_code(lab_page, THREADS)
+    assert (lab.root / "threads.txt").read_text() == "1"
+    lab_page.page.get_by_role("button", name="Stop the other one").press("Enter")
+    lab_page.page.get_by_role("button", name="Stop it?").press("Enter")
+    expect(panel).not_to_contain_text("another cluster")
+    lab_page.page.evaluate(
+        "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()"
+    )
+    expect_state(panel, "stale")
+    expect(panel.get_by_role("alert")).to_contain_text("The kernel is silent")
+
+
+THREADS = (
+    "import threading\n"
+    "names = [one.name for one in threading.enumerate() if one.name == 'scalekit-panel-cluster']\n"
+    "with open('threads.txt', 'w') as file: file.write(str(len(names)))"
+)
