@@ -28,7 +28,7 @@ class Ledger(JobBook):
         with self.file.write() as (db, version):
             now = self.clock()
             made = [self._insert(db, version, new, now) for new in news]
-            sql = "UPDATE jobs SET considered = max(considered, ?) WHERE job_id = ?"
+            sql = "UPDATE jobs SET considered = ? WHERE job_id = ?"
             db.executemany(sql, [(as_text(when), job_id) for job_id, when in until.items()])
             seen = [(job, path, stamp) for job, own in (files or {}).items() for path, stamp in own.items()]
             db.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", seen)
