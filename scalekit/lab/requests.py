@@ -15,7 +15,7 @@ from typing import Any
 from ..core import suggest
 from ..jobs.inputs import JobInput
 from ..jobs.spec import CAUSES, BadJob, JobSpec
-from ..signature import BadParameter, Signature, read_signature
+from ..signature import BadParameter, ParameterError, Signature, read_signature
 from ..typed.expressions import read_literal
 
 # %% ../../nbs/81a_lab.requests.ipynb #7f0b4683
@@ -164,7 +164,10 @@ def read_values(
     shown = {name: text for name, text in texts.items() if name not in secret}
     quoted = {name: read_literal(text.strip()) for name, text in shown.items() if _is_quoted(text)}
     plain = [f"{name}={text}" for name, text in shown.items() if name not in quoted]
-    values = signature.parse(plain) | signature.from_json(quoted)
+    try:
+        values = signature.parse(plain) | signature.from_json(quoted)
+    except ParameterError as error:  # its example is for a terminal
+        raise type(error)(*(line.replace("Example: -p ", "Example: ") for line in error.mistakes)) from None
     hidden = {name: texts[name] for name in secret}
     signature.check(values | dict.fromkeys(hidden, "known at night"))  # says what is missing
     return values | hidden
