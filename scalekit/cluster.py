@@ -25,7 +25,14 @@ from .profile import Profile
 from .security import make_security
 from .slots import Slot, WorkerUsage, ask_workers, make_slots, read_usage
 from .slurm import SlurmWorkers, start_slurm_workers
-from .workers import ClusterError, check_gpus, scale_workers, scheduler_of, start_cpu_workers, stop_workers
+from scalekit.workers import (
+    ClusterError,
+    check_gpus,
+    scale_workers,
+    scheduler_of,
+    start_cpu_workers,
+    stop_workers,
+)
 
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
@@ -128,7 +135,7 @@ class Cluster:
         minimum: int,  # Workers that stay when there is nothing to do; at least 0
         maximum: int,  # However much there is to do; at least `minimum`
     ) -> None:
-        "Start and stop workers from now on as the tasks ask for, until `scale` says a number; raises `ClusterError`"
+        "From now on start and stop workers as tasks ask for, until `scale`; raises `ClusterError`"
         self._check_own()
         if not 0 <= minimum <= maximum or maximum == 0:
             reason = f"0 <= minimum <= maximum must hold, got {minimum} and {maximum}"

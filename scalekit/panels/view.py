@@ -63,15 +63,15 @@ export default () => {
   return {
     initialize({ model }) { model.on("change:head", () => { heard = Date.now(); }); },
     render({ model, el }) {
-      const sign = make("span", {class: "sk-sign", "aria-hidden": "true"});
-      const word = make("span", {class: "sk-word"});
-      const state = make("span", {class: "sk-state", role: "status"}, sign, word);
-      const title = make("b", {class: "sk-title"}), age = make("span", {class: "sk-age"});
-      const pause = make("button", {class: "sk-pause", type: "button"}, "Pause");
-      const head = make("div", {class: "sk-head"}, state, title, age, pause);
-      const trouble = make("div", {class: "sk-trouble", role: "alert"});
-      const root = make("div", {class: "sk-body"});
-      el.classList.add("sk-panel");
+      const sign = make("span", {class: "skp-sign", "aria-hidden": "true"});
+      const word = make("span", {class: "skp-word"});
+      const state = make("span", {class: "skp-state", role: "status"}, sign, word);
+      const title = make("b", {class: "skp-title"}), age = make("span", {class: "skp-age"});
+      const pause = make("button", {class: "skp-pause", type: "button"}, "Pause");
+      const head = make("div", {class: "skp-head"}, state, title, age, pause);
+      const trouble = make("div", {class: "skp-trouble", role: "alert"});
+      const root = make("div", {class: "skp-body"});
+      el.classList.add("skp-panel");
       el.append(head, trouble, root);
       el.dataset.lmSuppressShortcuts = "true";
       const output = () => el.closest(".jp-OutputArea-output");
@@ -103,7 +103,7 @@ export default () => {
         if (el.dataset.state !== name) {
           el.dataset.state = name;
           [sign.textContent, word.textContent, state.title] = [mark, name, means];
-          state.className = `sk-state sk-$${tone}`;
+          state.className = `skp-state skp-$${tone}`;
         }
         if (title.textContent !== told.title) title.textContent = told.title;
         const ageless = told.age === null || name === "ended" || name === "static";
@@ -144,53 +144,53 @@ def make_script(
 _LIGHT = "--best: #0067b0; --bad: #c2470a; --good: #0b7a5c; --wait: #7d5aa6; --mark: #8694a3"
 _DARK = "--best: #56b4f5; --bad: #ff8f50; --good: #3dc79f; --wait: #bb9be0; --mark: #657282"
 _COLOURS = f"""
-.sk-panel {{ {_LIGHT};
+.skp-panel {{ {_LIGHT};
   --ink: var(--jp-ui-font-color1, var(--vscode-editor-foreground, CanvasText));
   --soft: var(--jp-ui-font-color2, var(--vscode-descriptionForeground, GrayText));
-  --page: var(--jp-layout-color1, var(--vscode-editor-background, Canvas));
+  --page: var(--jp-layout-color0, var(--vscode-editor-background, Canvas));
   --shade: var(--jp-layout-color2, rgba(127, 127, 127, .1));
   --line: var(--jp-border-color2, rgba(127, 127, 127, .35)); }}
-body[data-jp-theme-light="false"] .sk-panel, body.vscode-dark .sk-panel {{ {_DARK} }}
+body[data-jp-theme-light="false"] .skp-panel, body.vscode-dark .skp-panel {{ {_DARK} }}
 @media (prefers-color-scheme: dark) {{
-  body:not([data-jp-theme-light]):not(.vscode-light) .sk-panel {{ {_DARK} }} }}
+  body:not([data-jp-theme-light]):not(.vscode-light) .skp-panel {{ {_DARK} }} }}
 """
 
 # %% ../../nbs/80b_panels.view.ipynb #28b18f7d
 _PARTS = """
-.sk-panel { color: var(--ink);
+.skp-panel { color: var(--ink);
   font: var(--jp-ui-font-size1, 13px)/1.45 var(--jp-ui-font-family, system-ui, sans-serif);
   font-variant-numeric: tabular-nums; container-type: inline-size; width: 100%; padding: 2px; }
-.sk-panel *, .sk-panel { box-sizing: border-box; }
-.sk-panel [hidden] { display: none; }
-.sk-head { display: flex; flex-wrap: wrap; align-items: center; gap: .2rem .9rem; padding: .25rem 0 .4rem;
+.skp-panel *, .skp-panel { box-sizing: border-box; }
+.skp-panel [hidden] { display: none; }
+.skp-head { display: flex; flex-wrap: wrap; align-items: center; gap: .2rem .9rem; padding: .25rem 0 .4rem;
   border-bottom: 1px solid var(--line); }
-.sk-title { font-weight: 600; overflow-wrap: anywhere; }
-.sk-state { display: inline-flex; gap: .4em; min-width: 6.2em; }
-.sk-sign { width: 1em; text-align: center; }
-.sk-good { color: var(--good); } .sk-wait { color: var(--wait); } .sk-bad { color: var(--bad); }
-.sk-soft { color: var(--soft); }
-.sk-age { color: var(--soft); margin-left: auto; }
-.sk-panel button { font: inherit; color: var(--ink); background: var(--shade); border: 1px solid var(--line);
+.skp-title { font-weight: 600; overflow-wrap: anywhere; }
+.skp-state { display: inline-flex; gap: .4em; min-width: 6.2em; }
+.skp-sign { width: 1em; text-align: center; }
+.skp-good { color: var(--good); } .skp-wait { color: var(--wait); } .skp-bad { color: var(--bad); }
+.skp-soft { color: var(--soft); }
+.skp-age { color: var(--soft); margin-left: auto; }
+.skp-panel button { font: inherit; color: var(--ink); background: var(--shade); border: 1px solid var(--line);
   border-radius: 4px; padding: .05rem .6rem; cursor: pointer; }
-.sk-panel button:disabled { opacity: .5; cursor: default; }
-.sk-panel :is(a, button, summary, [tabindex]):focus-visible { outline: 2px solid var(--best);
+.skp-panel button:disabled { opacity: .5; cursor: default; }
+.skp-panel :is(a, button, summary, [tabindex]):focus-visible { outline: 2px solid var(--best);
   outline-offset: 1px; }
-.sk-panel a { color: var(--best); }
-.sk-trouble:not(:empty) { margin: .4rem 0; padding: .3rem .7rem; border-left: 3px solid var(--bad);
+.skp-panel a { color: var(--best); }
+.skp-trouble:not(:empty) { margin: .4rem 0; padding: .3rem .7rem; border-left: 3px solid var(--bad);
   background: var(--shade); overflow-wrap: anywhere; }
-.sk-panel pre { margin: .3rem 0; max-height: 16rem; overflow: auto; white-space: pre-wrap;
+.skp-panel pre { margin: .3rem 0; max-height: 16rem; overflow: auto; white-space: pre-wrap;
   font: .92em var(--jp-code-font-family, ui-monospace, monospace); }
-.sk-body { padding: .4rem 0; overflow-x: auto; }
-.sk-panel:is([data-state=stale], [data-state=retrying], [data-state=ended]) .sk-body { opacity: .6;
+.skp-body { padding: .4rem 0; overflow-x: auto; }
+.skp-panel:is([data-state=stale], [data-state=retrying], [data-state=ended]) .skp-body { opacity: .6;
   filter: grayscale(1); }
-.sk-panel[data-state=paused] .sk-body { opacity: .8; }
-.sk-panel table { border-collapse: collapse; margin: 0; font-size: inherit; }
-.sk-panel :is(th, td) { padding: .15rem .6rem; text-align: left; vertical-align: middle; white-space: nowrap;
+.skp-panel[data-state=paused] .skp-body { opacity: .8; }
+.skp-panel table { border-collapse: collapse; margin: 0; font-size: inherit; }
+.skp-panel :is(th, td) { padding: .15rem .6rem; text-align: left; vertical-align: middle; white-space: nowrap;
   border: 0; background: none; }
-.sk-panel thead th { color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); }
-.sk-panel tbody tr:hover { background: var(--shade); }
-.sk-panel .n { text-align: right; }
-@media print { .sk-pause { display: none; } }
+.skp-panel thead th { color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); }
+.skp-panel tbody tr:hover { background: var(--shade); }
+.skp-panel .n { text-align: right; }
+@media print { .skp-pause { display: none; } }
 """
 
 # %% ../../nbs/80b_panels.view.ipynb #ada78851
