@@ -43,12 +43,14 @@ OPTIONS = [
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 ]  # fmt: skip
 
-# What JupyterLab itself says on every visit, and what its server going away makes of it
+# What JupyterLab itself says on every visit, what its server going away makes of it, and what ipywidgets says
+# of each notebook that has no kernel
 HARMLESS = [
     re.compile(pattern)
     for pattern in (
         r"favicon",
         r"ResizeObserver loop",
+        r"reading 'kernel'(.|\n)*@jupyter-widgets/jupyterlab-manager",
         r"net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE|NETWORK_CHANGED)",
     )
 ]

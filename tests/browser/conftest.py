@@ -20,7 +20,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reason = missing()
+    if not (reason := missing()):
+        from playwright.sync_api import expect
+
+        expect.set_options(timeout=15_000)
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("browser")
@@ -46,9 +49,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     "The server that all tests share; a test that kills one makes its own `Lab`"
-    with TemporaryDirectory(prefix="sk-", ignore_cleanup_errors=True) as folder:
-        with Lab(Path(folder)) as lab:
-            yield lab
+    with TemporaryDirectory(prefix="sk-", ignore_cleanup_errors=True) as folder, Lab(Path(folder)) as lab:
+        yield lab
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,12 @@
 /* The side bar: what runs, how far it is, how long it still takes; and what became of the rest.
  *
- * It asks the server once a second while something runs, every five seconds otherwise, and not at all while nobody
+ * It asks the server once a second while something runs, every two seconds otherwise, and not at all while nobody
  * can see it. The server answers with what has changed. Times of the server are set against its own clock. */
 
 const RUN = 'scalekit:run-as-job';
 const SHOW = 'scalekit:show-jobs';
 const BUSY = 1000; // Between two questions while something goes on [ms]
-const CALM = 5000;
+const CALM = 2000;
 const SLOWEST = 30_000; // While the server doesn't answer
 
 const NO_DAEMON = 'Jobs wait: no daemon is at work in this store. Start one in a terminal: scalekit serve';
@@ -192,7 +192,15 @@ function draw(lab, app, feed, output) {
   const now = Date.now() + feed.skew;
   const act = (command, label) =>
     app.commands.hasCommand(command) &&
-    h('button', { className: 'sk-button', onClick: () => app.commands.execute(command) }, label);
+    h(
+      'button',
+      {
+        className: 'sk-button',
+        disabled: !app.commands.isEnabled(command),
+        onClick: () => app.commands.execute(command)
+      },
+      label
+    );
   return h(
     'div',
     { className: 'sk-panel' },
@@ -240,7 +248,7 @@ function Job({ lab, feed, output, firing, now }) {
     isOpen && firing.state !== 'waiting' && drawBar(h, firing),
     h('p', { className: 'sk-soft' }, describe(firing, now)),
     firing.why && h('p', { className: 'sk-why' }, firing.why),
-    detail && drawDetail(h, firing, detail),
+    detail && drawDetail(lab, firing, detail),
     (isOpen || detail) &&
       h(
         'div',
@@ -263,7 +271,7 @@ function drawBar(h, { name, progress }) {
   return h('progress', { ...known, 'aria-label': `Progress of ${name}` });
 }
 
-function drawDetail(h, { progress }, { parameters = {}, metrics = {}, log = '' }) {
+function drawDetail({ React, h }, { progress }, { parameters = {}, metrics = {}, log = '' }) {
   const table = (title, values) =>
     Object.keys(values).length > 0 &&
     h(
@@ -284,7 +292,24 @@ function drawDetail(h, { progress }, { parameters = {}, metrics = {}, log = '' }
     progress?.line && h('code', {}, progress.line),
     table('Parameters', parameters),
     table('Metrics', metrics),
-    log && h('pre', { role: 'log', 'aria-label': 'Last lines', tabIndex: 0 }, log)
+    log && h(Log, { React, log })
+  );
+}
+
+/** The last lines; who hasn't scrolled up sees new ones */
+function Log({ React, log }) {
+  const node = React.useRef(null);
+  const isAtEnd = React.useRef(true);
+  React.useLayoutEffect(() => {
+    if (isAtEnd.current) node.current.scrollTop = node.current.scrollHeight;
+  }, [log]);
+  const onScroll = ({ target }) => {
+    isAtEnd.current = target.scrollHeight - target.scrollTop - target.clientHeight < 20;
+  };
+  return React.createElement(
+    'pre',
+    { ref: node, role: 'log', 'aria-label': 'Last lines', tabIndex: 0, onScroll },
+    log
   );
 }
 

@@ -13,7 +13,8 @@ export function addOutput(lab, app, { docManager }) {
       const opened = docManager.findWidget(path, 'Notebook');
       if (opened) await docManager.contextForWidget(opened).revert();
       const noKernel = { shouldStart: false, canStart: false, autoStartDefault: false };
-      docManager.openOrReveal(path, 'Notebook', undefined, {}, noKernel);
+      const tab = docManager.openOrReveal(path, 'Notebook', undefined, {}, noKernel);
+      if (!opened) keepClean(docManager.contextForWidget(tab).model);
     },
 
     /** Read the notebook anew where it is open, for example since its run has ended */
@@ -37,6 +38,13 @@ export function addOutput(lab, app, { docManager }) {
       app.shell.activateById(tab.id);
     }
   };
+}
+
+/** Nobody is asked to save what can't be saved */
+function keepClean(model) {
+  model.stateChanged.connect(() => {
+    if (model.dirty) model.dirty = false;
+  });
 }
 
 /** A page made of a notebook's output gets no origin: it can read neither JupyterLab nor its server */

@@ -18,9 +18,14 @@ export function makeAsk({ services, coreutils }) {
 
 async function findSentence(answer) {
   const text = await answer.text();
+  let message;
   try {
-    return JSON.parse(text).message || `${answer.status} ${answer.statusText}`;
+    ({ message } = JSON.parse(text));
   } catch {
-    return `${answer.status} ${answer.statusText}`;
+    // Not one of our answers
   }
+  if (answer.status === 404 && (!message || message === 'Not Found')) {
+    return 'This server does not answer for scalekit. Start it with: scalekit lab';
+  }
+  return message || `${answer.status} ${answer.statusText}`;
 }

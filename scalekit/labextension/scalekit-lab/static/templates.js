@@ -15,7 +15,10 @@ export function addTemplates(lab, app, { launcher, palette, browser }) {
       return app.commands.execute('docmanager:open', { path: made.path });
     }
   });
-  launcher?.add({ command: COMMAND, category: 'Notebook', rank: 50, args: { isLauncher: true } });
+  // Cards among the notebooks show a kernel's picture, not the command's
+  const kernelIconUrl = `data:image/svg+xml,${encodeURIComponent(lab.icon.svgstr)}`;
+  const args = { isLauncher: true };
+  launcher?.add({ command: COMMAND, category: 'Notebook', rank: 50, kernelIconUrl, args });
   palette?.addItem({ command: COMMAND, category: 'scalekit' });
 }
 
