@@ -16,6 +16,16 @@ from . import __version__
 from .core import ScaleKitError, human_bytes, human_seconds
 from .verbs.agent import add_agent, do_agent
 from .verbs.imports import add_places, do_import_papermill, do_import_wandb
+from .verbs.joblist import do_jobs
+from scalekit.verbs.jobs import (
+    add_jobs,
+    do_backfill,
+    do_pause,
+    do_resume,
+    do_stop_any,
+    do_trigger,
+    do_unschedule,
+)
 from .verbs.lab import add_lab, do_lab, spread_words
 from scalekit.verbs.query import (
     add_export,
@@ -28,7 +38,9 @@ from scalekit.verbs.query import (
     do_tag,
 )
 from .verbs.report import add_report, do_report
-from .verbs.runs import add_start, do_debug, do_diff, do_new, do_run, do_runs, do_show_run, do_stop
+from .verbs.runs import add_start, do_debug, do_diff, do_new, do_run, do_runs, do_show_run
+from .verbs.schedule import add_schedule, do_schedule
+from .verbs.serve import add_serve, do_serve
 from .verbs.sizes import add_rightsize, do_rightsize
 from .verbs.sweep import add_search, do_sweep
 from .verbs.track import add_sync, do_sync
@@ -117,7 +129,15 @@ _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "rightsize": ("tell what runs asked for and did not use, and what that cost", do_rightsize),
     "diff": ("put two runs side by side: parameters, code, metrics, outputs", do_diff),
     "debug": ("look into the kernel that a failed run has left behind", do_debug),
-    "stop": ("ask a run to stop and keep what it has", do_stop),
+    "stop": ("ask a run or a job to stop and keep what it has", do_stop_any),
+    "schedule": ("have a notebook run at its times, or check jobs before the night", do_schedule),
+    "serve": ("fire jobs: the daemon", do_serve),
+    "jobs": ("list jobs, show one with its firings, or what is due next", do_jobs),
+    "pause": ("let jobs not be due any more", do_pause),
+    "resume": ("let paused jobs be due again", do_resume),
+    "trigger": ("have a job run now", do_trigger),
+    "backfill": ("have a job run for due times that have passed", do_backfill),
+    "unschedule": ("forget jobs; their runs stay", do_unschedule),
     "doctor": ("look at this machine, and say what is missing", _doctor),
     "lab": ("start JupyterLab with jobs, or say what it lacks for them", do_lab),
     "demo": ("sweep the training template over twelve trials", _demo),
@@ -176,6 +196,9 @@ def _build_parser() -> argparse.ArgumentParser:
     for name in ("show", "tag", "note", "debug", "stop"):
         verbs[name].add_argument("run", metavar="RUN", help="its id, a part of it that is unique, or: latest")
     add_marks(verbs["tag"], verbs["note"])
+    add_schedule(verbs["schedule"])
+    add_serve(verbs["serve"])
+    add_jobs(*(verbs[name] for name in ("jobs", "backfill", "trigger", "pause", "resume", "unschedule")))
     add_report(verbs["report"])
     add_lab(verbs["lab"])
     add_sync(verbs["sync"])
@@ -184,10 +207,11 @@ def _build_parser() -> argparse.ArgumentParser:
         verbs["diff"].add_argument(name, metavar=name.upper(), help=f"{what}: as for show")
     verbs["diff"].add_argument("--html", metavar="FILE", help="write a page instead, with the images")
     telling = ("runs", "show", "report", "sync", "diff", "kpi", "rightsize", "doctor", "gc")
-    for name in ("run", "sweep", *telling):
+    for name in ("run", "sweep", "schedule", "jobs", "backfill", *telling):
         verbs[name].add_argument("--json", action="store_true", help="for machines")
     reading = ("runs", "show", "export", "kpi", "rightsize", "report", "sync", "diff", "debug", "index", "gc")
-    for name in ("run", "sweep", "tag", "note", "stop", *reading):
+    planning = ("schedule", "serve", "jobs", "pause", "resume", "trigger", "backfill", "unschedule")
+    for name in ("run", "sweep", "tag", "note", "stop", *planning, *reading):
         verbs[name].add_argument(
             "--store", metavar="FOLDER", help="of the runs; default: runs, or as scalekit.toml says"
         )
