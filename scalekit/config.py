@@ -107,6 +107,7 @@ class Settings:
     prices: dict[str, Any] = field(default_factory=dict)  # As the file says; `costs.prices` reads them
     mail: MailServer | None = None  # None: nobody gets e-mails
     notices: NoticeWords = NoticeWords()
+    max_running: int | None = None  # Attempts at jobs at a time; None: as cores and GPUs allow
     jobs: dict[str, Any] = field(default_factory=dict)  # Tables [job.NAME], not yet judged
 
     @property
@@ -208,6 +209,10 @@ _SETTINGS_RULES = {
     "mail": Rule(lambda value: isinstance(value, dict), "a table", '{ host = "localhost" }'),
     "notices": Rule(lambda value: isinstance(value, dict), "a table", '{ subject = "$job $event" }'),
     "job": Rule(lambda value: isinstance(value, dict), "tables, one for each job", "{ nightly = { ... } }"),
+    "serve": Rule(lambda value: isinstance(value, dict), "a table", "{ max_running = 2 }"),
+}
+_SERVE_RULES = {
+    "max_running": Rule(lambda value: is_number(value, 1, int), "a whole number of at least 1", "2")
 }
 _NAME = Rule(lambda value: is_text(value) and not set(value) & set("/\\#?%:"), "a name", '"digits"')
 _SERVER = Rule(
@@ -295,6 +300,8 @@ def _read_file(file):
         table = said["preemption"]
         path = {"file": str(file.parent / Path(table["file"]).expanduser())} if "file" in table else {}
         made["preemption"] = Preemption(**(table | path))
+    check_keys(f"{file}: [serve]", said.get("serve", {}), _SERVE_RULES)
+    made |= said.pop("serve", {})
     for name, rules, make in (("wandb", _WANDB_RULES, WandbTarget), ("mlflow", _MLFLOW_RULES, MlflowTarget)):
         check_keys(f"{file}: [{name}]", said.get(name, {}), rules)
         made[name] = make(**said.get(name, {}))

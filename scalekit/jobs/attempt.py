@@ -319,6 +319,7 @@ def carry_out(
     firing_id: str,
     number: int,  # Of the attempt
     clock: Clock = system_clock,
+    work: Callable[[Ledger, Firing, Attempt], End] | None = None,  # For tests: what is done instead of it
 ) -> End | None:  # Nothing if another process is at it, or was
     "Carry out one attempt, and write its end into the book"
     book = Ledger(store, clock)
@@ -326,7 +327,7 @@ def carry_out(
         if not is_ours or not book.take_attempt(firing_id, number, asdict(this_process())):
             return None
         firing = book.get_firing(firing_id)
-        end = _try(book, firing, firing.attempts[number - 1])
+        end = (work or _try)(book, firing, firing.attempts[number - 1])
         tell_end(book, firing_id, number, end)
     return end
 

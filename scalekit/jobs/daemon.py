@@ -248,6 +248,7 @@ class Daemon:
             for job in [job for job in self.known.jobs.values() if job.spec.after == ended.name]:
                 outlook = self._judge(job, partial(look_after, job, ended, self.known.open_of(job)))
                 self._write({job.job_id: outlook} if outlook else {})
+            self.log("ended", job=ended.name, firing=ended.firing_id, state=ended.state, reason=ended.reason)
             drop_claim(self.book.folder, ended.firing_id)
             self._following.add(ended.firing_id)
             self._helper.do("notices", partial(self._tell_end, ended))
