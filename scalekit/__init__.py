@@ -36,6 +36,9 @@ _public = {
     "train.partitions": "Partitions",
     "inference.driver": "Predictions predict",
     "scaling.fitted": "fit_scaling",
+    "panels.form": "RunForm form",
+    "panels.runs": "RunsPanel show_runs",
+    "panels.sweep": "SweepPanel start_sweep watch",
 }
 _home = {name: module for module, names in _public.items() for name in names.split()}
 
@@ -68,6 +71,13 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .jobs.schedule import unschedule as unschedule
     from .overview import export as export
     from .overview import kpi as kpi
+    from .panels.form import RunForm as RunForm
+    from .panels.form import form as form
+    from .panels.runs import RunsPanel as RunsPanel
+    from .panels.runs import show_runs as show_runs
+    from .panels.sweep import SweepPanel as SweepPanel
+    from .panels.sweep import start_sweep as start_sweep
+    from .panels.sweep import watch as watch
     from .ranks.attempts import RankFailed as RankFailed
     from .ranks.launcher import launch as launch
     from .ranks.world import Preempted as Preempted

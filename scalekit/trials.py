@@ -19,6 +19,8 @@ from .bounds import check_space
 from .budget import Budget
 from .bundle import Bundle
 from .core import ScaleKitError
+from .glance import draw_glance
+from .markup import tag
 from .orders import RunPlan, plan_runs
 from .outcome import Limits
 from .ranking import Goal, find_best_rows
@@ -230,8 +232,9 @@ class Sweep:
                               "run_id": row["run_id"]} for row in self.rows])  # fmt: skip
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{note}</p>" for note in self.notes)
-        return self.table.to_html(index=False) + notes + f"<p>Page of the sweep: <code>{self.page}</code></p>"
+        notes = [tag("p", note) for note in self.notes]
+        page = tag("p", "Page of the sweep: ", tag("code", self.page))
+        return tag("div", draw_glance(self.rows, self.goals), notes, page)
 
 
 class SweepStopped(ScaleKitError):

@@ -168,9 +168,9 @@ class _Input:
         self.input = _make_input(field, start)
         self.input.observe(changed, "value")
         self.below = HTML(self._say(""))
-        self.below.add_class("sk-below")
+        self.below.add_class("skp-below")
         self.widget = VBox([self.input, self.below])
-        self.widget.add_class("sk-field")
+        self.widget.add_class("skp-field")
 
     @property
     def text(self) -> str:
@@ -184,8 +184,8 @@ class _Input:
 
     def _say(self, mistake: str) -> str:
         if mistake:
-            return tag("span", "✕ ", mistake, class_="sk-mistake", role="alert")
-        return tag("span", " · ".join(filter(None, (self.field.help, self.field.hint))), class_="sk-soft")
+            return tag("span", "✕ ", mistake, class_="skp-mistake", role="alert")
+        return tag("span", " · ".join(filter(None, (self.field.help, self.field.hint))), class_="skp-soft")
 
 
 def _make_input(field: Field, start: str) -> Any:
@@ -236,7 +236,7 @@ class _Order:
         self.run = w.Button(description="Run", button_style="primary", icon="play")
         self.smoke = w.Button(description="Smoke", tooltip="A tiny run that only shows that every cell works")
         self.widgets = [self.profile, self.when, self.schedule, w.HBox([self.run, self.smoke])]
-        self.next.add_class("sk-below")
+        self.next.add_class("skp-below")
         for one in (self.when, self.kind, self.time, self.zone, self.name):
             one.observe(changed, "value")
 
@@ -321,7 +321,7 @@ class RunForm(Panel):
             )
         head = HTML(tag("b", self.notebook.name) + self._describe())
         form = VBox([head, *(one.widget for one in self._inputs.values()), *self._order.widgets])
-        form.add_class("sk-form")
+        form.add_class("skp-form")
         return [form]
 
     def arrange(self, view: "View", controls: list["Widget"]) -> list["Widget"]:
@@ -412,17 +412,17 @@ class RunForm(Panel):
         if order is None or order.when.value != "schedule":
             return
         if not order.time.value.strip():
-            order.next.value = tag("span", f"for example {_TIMES[order.kind.value]}", class_="sk-soft")
+            order.next.value = tag("span", f"for example {_TIMES[order.kind.value]}", class_="skp-soft")
             return
         try:
             table = {key: text for key, text in order.trigger.items() if text.strip() and key != "name"}
             times = list_next(JobSpec.from_table("form", {"notebook": str(self.notebook), **table}))
         except Exception as error:
             order.next.value = tag(
-                "span", "✕ ", str(error).removeprefix("job 'form': "), class_="sk-mistake", role="alert"
+                "span", "✕ ", str(error).removeprefix("job 'form': "), class_="skp-mistake", role="alert"
             )
             return
-        order.next.value = tag("span", "next: ", ", ".join(times) or "never any more", class_="sk-soft")
+        order.next.value = tag("span", "next: ", ", ".join(times) or "never any more", class_="skp-soft")
 
     def _allow(self, free: bool) -> None:
         if self._order is not None:
@@ -437,12 +437,12 @@ class RunForm(Panel):
 # %% ../../nbs/80o_panels.form.ipynb #ea1e085c
 _REST = 0.2  # How long somebody rests from typing before it is checked [s]
 _STYLE = """
-.sk-form { --bad: #c2470a; --soft: var(--jp-ui-font-color2, GrayText); }
-body[data-jp-theme-light="false"] .sk-form, body.vscode-dark .sk-form { --bad: #ff8f50; }
-.sk-form .sk-field { margin-bottom: .15rem; }
-.sk-form .sk-below { margin: -2px 0 2px min(9.4rem, 30%); min-height: 1.3em; }
-.sk-form .sk-below .widget-html-content { line-height: 1.3; font-size: .92em; white-space: normal; }
-.sk-form .sk-soft { color: var(--soft); } .sk-form .sk-mistake { color: var(--bad); font-weight: 600; }
+.skp-form { --bad: #c2470a; --soft: var(--jp-ui-font-color2, GrayText); }
+body[data-jp-theme-light="false"] .skp-form, body.vscode-dark .skp-form { --bad: #ff8f50; }
+.skp-form .skp-field { margin-bottom: .15rem; }
+.skp-form .skp-below { margin: -2px 0 2px min(9.4rem, 30%); min-height: 1.3em; }
+.skp-form .skp-below .widget-html-content { line-height: 1.3; font-size: .92em; white-space: normal; }
+.skp-form .skp-soft { color: var(--soft); } .skp-form .skp-mistake { color: var(--bad); font-weight: 600; }
 """
 
 

@@ -32,13 +32,13 @@ from ..rows import as_number, clip, show_value
 @cache
 def find_server() -> tuple[str, str] | None:  # Its folder, and what its addresses begin with
     "The Jupyter server around this kernel; nothing without one"
-    from jupyter_core.paths import jupyter_runtime_dir
+    from ipykernel.connect import get_connection_file
 
     try:
-        file = Path(jupyter_runtime_dir()) / f"jpserver-{int(os.environ['JPY_PARENT_PID'])}.json"
-        told = json.loads(file.read_bytes())
+        folder = Path(get_connection_file()).parent  # of everything that Jupyter has running
+        told = json.loads((folder / f"jpserver-{int(os.environ['JPY_PARENT_PID'])}.json").read_bytes())
         return str(told["root_dir"]), str(told["base_url"])
-    except (KeyError, ValueError, OSError):
+    except (KeyError, ValueError, OSError, RuntimeError):
         return None
 
 
@@ -93,8 +93,8 @@ def draw_state(
     state: str,  # Of a run
 ) -> Markup:
     "A state in a sign and a word"
-    sign = tag("span", SIGNS.get(state, "·"), aria_hidden="true", class_="sk-sign")
-    return tag("span", sign, " ", state, class_=f"sk-{TONES.get(state, 'soft')}")
+    sign = tag("span", SIGNS.get(state, "·"), aria_hidden="true", class_="skp-sign")
+    return tag("span", sign, " ", state, class_=f"skp-{TONES.get(state, 'soft')}")
 
 
 def draw_run(
@@ -111,13 +111,13 @@ def draw_run(
         _say_where(progress, follower.sources),
         _say_time(progress, now, left),
     ]
-    head = tag("div", [tag("span", fact) for fact in facts if fact], class_="sk-facts")
+    head = tag("div", [tag("span", fact) for fact in facts if fact], class_="skp-facts")
     done = progress.n_done if not progress.is_over else len(progress.cells)
     bar = tag("progress", value=done, max=max(1, len(progress.cells)), aria_label="cells that are done")
     cancel = tag("button", "Cancel", type="button", data_do="cancel", data_key="cancel")
-    action = tag("div", bar, cancel, class_="sk-bar") if not progress.is_over else None
+    action = tag("div", bar, cancel, class_="skp-bar") if not progress.is_over else None
     parts = [head, action, _draw_error(progress, trace), _draw_links(links), _draw_metrics(progress)]
-    return tag("div", parts, _draw_log(follower.log), class_="sk-run")
+    return tag("div", parts, _draw_log(follower.log), class_="skp-run")
 
 # %% ../../nbs/80m_panels.runview.ipynb #dc5826bd
 def _say_where(progress: Progress, sources: dict[int, str]) -> Markup | None:
@@ -141,7 +141,7 @@ def _draw_error(progress: Progress, trace: str) -> Markup | None:
     where = f"cell {progress.failed_cell}: " if progress.failed_cell is not None else ""
     summary = tag("summary", "details")
     details = tag("details", summary, tag("pre", draw_terminal(trace)), data_key="trace") if trace else None
-    return tag("div", tag("span", where, progress.error), details, class_="sk-trouble", role="alert")
+    return tag("div", tag("span", where, progress.error), details, class_="skp-trouble", role="alert")
 
 
 def _draw_links(links: Sequence[Markup]) -> Markup | None:
@@ -161,8 +161,8 @@ def _draw_metrics(progress: Progress) -> Markup | None:
     ]
     more = len(progress.metrics) - len(pairs)
     return tag(
-        "div", tag("dl", pairs), tag("p", f"and {more} more metrics", class_="sk-soft") if more else None,
-        tag("div", _draw_curves(progress.curves), class_="sk-charts"),
+        "div", tag("dl", pairs), tag("p", f"and {more} more metrics", class_="skp-soft") if more else None,
+        tag("div", _draw_curves(progress.curves), class_="skp-charts"),
     )  # fmt: skip
 
 
@@ -223,20 +223,20 @@ _DARK = "--s1: #333b44; --s2: #39566e; --s3: #3c78a3; --s4: #53a5dd; --s5: #b9e2
 
 # %% ../../nbs/80m_panels.runview.ipynb #dd602ae1
 RUN_STYLE = f"""
-.sk-panel {{ {_LIGHT} }}
-body[data-jp-theme-light="false"] .sk-panel, body.vscode-dark .sk-panel {{ {_DARK} }}
+.skp-panel {{ {_LIGHT} }}
+body[data-jp-theme-light="false"] .skp-panel, body.vscode-dark .skp-panel {{ {_DARK} }}
 @media (prefers-color-scheme: dark) {{
-  body:not([data-jp-theme-light]):not(.vscode-light) .sk-panel {{ {_DARK} }} }}
-.sk-charts {{ display: grid; gap: .5rem 1.5rem;
+  body:not([data-jp-theme-light]):not(.vscode-light) .skp-panel {{ {_DARK} }} }}
+.skp-charts {{ display: grid; gap: .5rem 1.5rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr));
   {CHART_STYLE.partition("}")[2].strip()} }}
-.sk-charts figure {{ max-width: 34rem; }}
-.sk-facts {{ display: flex; flex-wrap: wrap; gap: .1rem 1.4rem; align-items: baseline; }}
-.sk-bar {{ display: flex; gap: .8rem; align-items: center; margin: .35rem 0; }}
-.sk-bar progress {{ flex: 1; accent-color: var(--best); min-width: 6rem; }}
-.sk-run dl {{ display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; margin: .5rem 0; }}
-.sk-run dt {{ color: var(--soft); font-weight: 400; }} .sk-run dd {{ margin: 0; font-weight: 600; }}
-.sk-run .a1 {{ color: var(--bad); }} .sk-run .a2 {{ color: var(--good); }}
-.sk-run .a4 {{ color: var(--best); }}
-.sk-run .a3, .sk-run .a5, .sk-run .a6 {{ color: var(--wait); }} .sk-run .ab {{ font-weight: 600; }}
+.skp-charts figure {{ max-width: 34rem; }}
+.skp-facts {{ display: flex; flex-wrap: wrap; gap: .1rem 1.4rem; align-items: baseline; }}
+.skp-bar {{ display: flex; gap: .8rem; align-items: center; margin: .35rem 0; }}
+.skp-bar progress {{ flex: 1; accent-color: var(--best); min-width: 6rem; }}
+.skp-run dl {{ display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; margin: .5rem 0; }}
+.skp-run dt {{ color: var(--soft); font-weight: 400; }} .skp-run dd {{ margin: 0; font-weight: 600; }}
+.skp-run .a1 {{ color: var(--bad); }} .skp-run .a2 {{ color: var(--good); }}
+.skp-run .a4 {{ color: var(--best); }}
+.skp-run .a3, .skp-run .a5, .skp-run .a6 {{ color: var(--wait); }} .skp-run .ab {{ font-weight: 600; }}
 """
