@@ -56,7 +56,7 @@ def _start(order: KernelOrder, crash_log: int, on_note: Callable[[str], None]) -
         on_note("the kernel may be kept after a failure, so it is started and not forked")
         return start_kept_kernel(order.name, order.folder, order.environment)
     if not is_own_kernel(order.name):
-        on_note(f"kernel {order.name!r} runs in another interpreter, so it is started and not forked")
+        on_note(f"kernel {order.name!r} has a Python or variables of its own; it is started and not forked")
         return start_stock_kernel(order.name, order.folder, order.environment)
     try:
         return start_kernel(

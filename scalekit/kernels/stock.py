@@ -37,13 +37,14 @@ def is_own_kernel(
 
     manager = KernelSpecManager()
     try:
-        command = manager.get_kernel_spec(NATIVE_KERNEL_NAME if name == "python" else name).argv
+        spec = manager.get_kernel_spec(NATIVE_KERNEL_NAME if name == "python" else name)
     except NoSuchKernel:
         known = suggest(name, manager.find_kernel_specs())
         raise UnknownKernel(
             f"kernel {name!r} is not installed. {known}. See: jupyter kernelspec list"
         ) from None
-    return command[1:3] == ["-m", "ipykernel_launcher"] and _is_this_python(command[0])
+    is_usual = spec.argv[1:3] == ["-m", "ipykernel_launcher"] and not spec.env
+    return is_usual and _is_this_python(spec.argv[0])
 
 # %% ../../nbs/30i_kernels.stock.ipynb #58884987
 def _is_this_python(program: str) -> bool:
