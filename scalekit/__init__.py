@@ -26,6 +26,7 @@ _public = {
     "reports": "report",
     "footprint.estimate": "estimate_memory",
     "footprint.probe": "largest_batch",
+    "measuring.probing": "measure",
     "ranks.attempts": "RankFailed",
     "ranks.launcher": "launch",
     "ranks.world": "Preempted current_world",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .jobs.schedule import schedule as schedule
     from .jobs.schedule import trigger_job as trigger_job
     from .jobs.schedule import unschedule as unschedule
+    from .measuring.probing import measure as measure
     from .overview import export as export
     from .overview import kpi as kpi
     from .panels.form import RunForm as RunForm

@@ -3196,6 +3196,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'scalekit.lab.desk.Desk.tell': ('lab.desk.html#desk.tell', 'scalekit/lab/desk.py'),
                                    'scalekit.lab.desk.NotThere': ('lab.desk.html#notthere', 'scalekit/lab/desk.py'),
                                    'scalekit.lab.desk._draw': ('lab.desk.html#_draw', 'scalekit/lab/desk.py'),
+                                   'scalekit.lab.desk._join_lines': ('lab.desk.html#_join_lines', 'scalekit/lab/desk.py'),
                                    'scalekit.lab.desk._wait': ('lab.desk.html#_wait', 'scalekit/lab/desk.py')},
             'scalekit.lab.extension': { 'scalekit.lab.extension._jupyter_server_extension_points': ( 'lab.extension.html#_jupyter_server_extension_points',
                                                                                                      'scalekit/lab/extension.py'),

@@ -184,6 +184,15 @@ class CurrentRun:
         if self._bundle:
             self._bundle.append("notes", text=check_note(text))
 
+    def tell(
+        self,
+        event: str,  # Not one that notebooks make themselves
+        **fields: Any,  # JSON
+    ) -> None:
+        "Add an event of the library's own"
+        if self._bundle:
+            self._bundle.append(event, **fields)
+
     @contextmanager
     def _adding(self) -> Iterator[None]:
         assert self._bundle

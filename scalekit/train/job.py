@@ -96,6 +96,18 @@ class Job:
         self._keeper.take_up()
         self.epoch = self._place.epoch
         self._draws = stack.enter_context(closing(self._open_draws()))
+        self._tell_plan()
+
+    def _tell_plan(self) -> None:
+        "How long it shall be: whoever looks at the run knows how much is left"
+        asked, done, options = self._asked, self._place, self.options
+        if self.world.rank == 0:
+            current_run().tell(
+                "training", name=options["name"], step=done.n_steps, n_ranks=self.world.size,
+                n_steps=asked.span.n_steps if asked.span else options["max_steps"],
+                batch_size=options["batch_size"], precision=options["precision"],
+                device=self.world.device.type,
+            )  # fmt: skip
 
     def _open_draws(self) -> Generator[tuple[Share, Any], None, None]:
         asked, options, world, place = self._asked, self.options, self.world, self._place
