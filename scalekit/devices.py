@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['list_cores', 'n_cores', 'total_memory', 'count_memory_kills', 'Gpu', 'DeviceError', 'NoGpu', 'UnknownGpu',
-           'list_gpus', 'require_gpus', 'cuda_version', 'GpuUsage', 'gpu_usage', 'watch_gpus']
+           'list_gpus', 'require_gpus', 'cuda_version', 'GpuUsage', 'gpu_usage', 'watch_gpus', 'GpuEnergy',
+           'gpu_energy']
 
 # %% ../nbs/10a_devices.ipynb #eabffe4e
 import math
@@ -275,3 +276,32 @@ def _read_usage(nvml, gpu):
     rates = _ask(nvml.nvmlDeviceGetUtilizationRates, handle)
     memory = _ask(nvml.nvmlDeviceGetMemoryInfo, handle)
     return GpuUsage(gpu, rates and rates.gpu, memory and memory.used)
+
+# %% ../nbs/10a_devices.ipynb #f25a815f
+@dataclass(frozen=True)
+class GpuEnergy:
+    "What a GPU has used"
+
+    gpu: Gpu
+    joules: (
+        float | None
+    )  # Since its driver was loaded [J]; None where it does not count, as an instance of MIG
+    limit: float | None  # Most that it may draw [W]
+
+
+def gpu_energy(
+    environ: Mapping[str, str] = os.environ,  # CUDA_VISIBLE_DEVICES counts
+) -> list[GpuEnergy]:  # One for each of `list_gpus()`
+    "How much energy the GPUs have used that this process may use"
+    gpus = list_gpus(environ)
+    if not gpus:
+        return []
+    with _open_nvml() as nvml:
+        return [_read_energy(nvml, gpu) for gpu in gpus]
+
+
+def _read_energy(nvml, gpu):
+    handle = nvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+    used = _ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+    limit = _ask(nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    return GpuEnergy(gpu, None if used is None else used / 1000, None if limit is None else limit / 1000)

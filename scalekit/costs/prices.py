@@ -216,4 +216,4 @@ def say_no_price(
 ) -> str:
     "What to do where no price is known"
     name = f"profile {profile.name!r}" if profile else "these GPUs"
-    return f"no price known for {name}, set it with prices=2.5 (money for a GPU and hour) or a name"
+    return f"no price known for {name}, set it with prices=2.5 (money for a GPU and hour)"

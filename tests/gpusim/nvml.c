@@ -219,10 +219,18 @@ ANSWERS(nvmlDeviceGetDisplayMode, int, 0)
 ANSWERS(nvmlDeviceGetComputeMode, int, 0)
 ANSWERS(nvmlDeviceGetNumaNodeId, int, 0)
 ANSWERS(nvmlDeviceGetPerformanceState, int, 0)
-ANSWERS(nvmlDeviceGetPowerUsage, unsigned, 100000)           /* mW */
+ANSWERS(nvmlDeviceGetPowerUsage, unsigned, 1000 * knob("GPUSIM_WATTS", 100)) /* mW */
 ANSWERS(nvmlDeviceGetPowerManagementLimit, unsigned, 700000) /* mW */
 ANSWERS(nvmlDeviceGetEnforcedPowerLimit, unsigned, 700000)   /* mW */
-ANSWERS(nvmlDeviceGetTotalEnergyConsumption, unsigned long long, 1000000) /* mJ */
+
+API Result nvmlDeviceGetTotalEnergyConsumption(Device *device, unsigned long long *millijoules) {
+    REQUIRE_DEVICE(device);
+    if (knob("GPUSIM_NO_ENERGY", 0)) return NOT_SUPPORTED; /* a card before Volta, an instance of MIG */
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    *millijoules = knob("GPUSIM_WATTS", 100) * (now.tv_sec * 1000ULL + now.tv_nsec / 1000000);
+    return SUCCESS;
+}
 
 API Result nvmlDeviceGetTemperature(Device *device, int sensor, unsigned *celsius) {
     REQUIRE_DEVICE(device);
