@@ -137,7 +137,7 @@ def test_a_look_tells_only_what_changed_since_the_last_one(lab, running):
     firing, bundle = running
     first = lab.ask(API + "live")
     shown = pick(first, firing)
-    assert first["all"] and shown["state"] == "running"
+    assert first["all"] and shown["state"] == "running" and not first["daemon"]
     assert (shown["progress"]["cell"], shown["progress"]["n_cells"]) == (2, 2)
     assert shown["progress"]["metrics"] == {"loss": "0.5"}
     bundle.append("log", values={"loss": 0.25})
@@ -159,7 +159,12 @@ def test_a_cursor_of_an_earlier_server_is_told_everything(lab, running):
 
 def test_the_executed_notebook_is_readable_while_it_runs(lab, running):
     firing, bundle = running
+    written = json.loads(bundle.notebook.read_text())
+    lines = {"output_type": "stream", "name": "stdout", "text": ["1\n", "2\n"]}
+    written["cells"][0]["outputs"] = [lines]
+    bundle.notebook.write_text(json.dumps(written))
     notebook = lab.ask(f"{API}firings/{firing}/notebook")
+    assert notebook["cells"][0]["outputs"][0]["text"] == "1\n2\n"  # one text, as JupyterLab is used to
     assert [cell["source"] for cell in notebook["cells"]] == ["print(1)", "print(2)"]
     page = lab.ask(f"{API}firings/{firing}/report").decode()
     assert bundle.run_id in page

@@ -123,7 +123,7 @@ class Desk:
         firing: str,  # Its id
     ) -> dict[str, Any]:  # nbformat JSON
         "The executed notebook of the newest attempt, as far as it is; raises `NotThere`"
-        return await asyncio.to_thread(lambda: peek_notebook(self._find_run(firing).notebook))
+        return await asyncio.to_thread(lambda: _join_lines(peek_notebook(self._find_run(firing).notebook)))
 
     async def draw_report(
         self,
@@ -159,6 +159,14 @@ class Desk:
 async def _wait(answer: Any) -> Any:
     "The answer of a contents manager of either kind"
     return await answer if hasattr(answer, "__await__") else answer
+
+
+def _join_lines(notebook: dict[str, Any]) -> dict[str, Any]:
+    "On disk a text is a list of lines; JupyterLab is used to whole texts"
+    import nbformat
+    from nbformat.v4.rwbase import rejoin_lines
+
+    return rejoin_lines(nbformat.from_dict(notebook))
 
 
 def _draw(bundle: Bundle) -> str:

@@ -24,7 +24,7 @@ const STATES = {
 const OPEN = new Set(['waiting', 'running', 'stopping']);
 
 export function addJobs(lab, app, { tracker, palette, restorer, output }) {
-  addRun(lab, app, tracker, palette);
+  addRun(lab, app, tracker, palette, output);
   const feed = makeFeed(lab, output);
   const panel = makePanel(lab, app, feed, output);
   app.shell.add(panel, 'left', { rank: 900 });
@@ -41,14 +41,17 @@ export function addJobs(lab, app, { tracker, palette, restorer, output }) {
  *
  * jupyter-scheduler's own command asks the file browser what is selected there, which may be another file. What it
  * does to restore a tab takes the whole state of its form, so that is how the form learns which notebook is meant. */
-function addRun(lab, app, tracker, palette) {
+function addRun(lab, app, tracker, palette, output) {
   const open = 'scheduling:restore-layout';
   const CREATE = 1; // The form, among the views of jupyter-scheduler's tab
   app.commands.addCommand(RUN, {
     label: 'Run as Job',
     caption: 'Run this notebook as a job, now or on a schedule',
     icon: lab.icon,
-    isEnabled: () => tracker.currentWidget !== null && app.commands.hasCommand(open),
+    isEnabled: () => {
+      const { path } = tracker.currentWidget?.context ?? {};
+      return path !== undefined && !output.isOutput(path) && app.commands.hasCommand(open);
+    },
     execute: async () => {
       const { context } = tracker.currentWidget;
       if (context.model.dirty) await context.save();

@@ -6,7 +6,11 @@ export function addOutput(lab, app, { docManager }) {
   app.serviceManager.contents.addDrive(makeDrive(lab));
   const reports = new Map(); // Open tabs, by firing
 
+  const isOutput = path => path.startsWith(`${DRIVE}:`);
+
   return {
+    isOutput,
+
     /** Open the executed notebook of a firing; one that is open is read anew */
     async openNotebook({ id, name }) {
       const path = `${DRIVE}:${id}/${name.replace(/[^\w. -]/g, '_')}.ipynb`;
