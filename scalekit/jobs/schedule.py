@@ -235,9 +235,15 @@ def list_rows(
             "trigger": describe_trigger(job.spec), "next": due and due.isoformat(),
             "state": last and last.state, "reason": last and last.reason,
             "last_due": last and last.due.isoformat(),
-            "source": job.source, "file": files.get(job.name), "trouble": job.trouble,
+            "source": job.source, "file": files.get(job.name),
+            "trouble": job.trouble or troubles.get(job.name),
         })  # fmt: skip
     there = {row["name"] for row in rows}
     lost = {name: text for name, text in troubles.items() if name not in there}
-    about = {"active": False, "source": "toml"}
-    return rows + [{"name": name, **about, "trouble": text} for name, text in lost.items()]
+    return rows + [_EMPTY | {"name": name, "trouble": text} for name, text in lost.items()]
+
+# %% ../../nbs/35l_jobs.schedule.ipynb #b239e383
+_EMPTY: dict[str, Any] = {
+    **dict.fromkeys(("job_id", "notebook", "trigger", "next", "state", "reason", "last_due", "file")),
+    "active": False, "source": "toml",
+}  # fmt: skip

@@ -93,15 +93,15 @@ def _show_jobs(book: "Ledger", args: argparse.Namespace) -> int:
 
 
 def _word_row(row: dict[str, Any], now: datetime) -> dict[str, Any]:
-    due = None if row.get("next") is None else human_time(datetime.fromisoformat(row["next"]), now)
+    due = None if row["next"] is None else human_time(datetime.fromisoformat(row["next"]), now)
     last = None
-    if row.get("state"):
+    if row["state"]:
         ago = (now - datetime.fromisoformat(row["last_due"])).total_seconds()
         last = f"{row['state']} {human_span(ago)} ago" if ago >= 0 else row["state"]
-    stopped = "not read" if "job_id" not in row else "paused"
+    stopped = "not read" if row["job_id"] is None else "paused"
     return {
-        "name": row["name"], "due": row.get("trigger"), "next": due if row["active"] else stopped,
-        "last": last, "source": Path(row["file"]).name if row.get("file") else row["source"],
+        "name": row["name"], "due": row["trigger"], "next": due if row["active"] else stopped,
+        "last": last, "source": Path(row["file"]).name if row["file"] else row["source"],
     }  # fmt: skip
 
 
@@ -133,8 +133,8 @@ def _show_job(book: "Ledger", args: argparse.Namespace) -> int:
     from scalekit.jobs.spec import BadJob
 
     firings = book.list_firings(args.job, limit=args.limit)
-    row = next((row for row in list_rows(book) if args.job in (row["name"], row.get("job_id"))), None)
-    if row is not None and "job_id" not in row:
+    row = next((row for row in list_rows(book) if args.job in (row["name"], row["job_id"])), None)
+    if row is not None and row["job_id"] is None:
         raise BadJob(row["trouble"])
     if row is None and not firings:
         book.get_job(args.job)  # raises, with the nearest name
@@ -145,8 +145,9 @@ def _show_job(book: "Ledger", args: argparse.Namespace) -> int:
         _print_job(row, book.get_job(row["job_id"]).spec)
     elif firings:
         print(f"{firings[0].name} ran by hand, without a job")
-    print_table([_word_firing(one) for one in firings], ["due", "state", "attempts", "took", "run", "reason"],
-                least=("attempts", "took", "reason"))  # fmt: skip
+    if firings:
+        columns = ["due", "state", "attempts", "took", "run", "reason"]
+        print_table([_word_firing(one) for one in firings], columns, least=("attempts", "took", "reason"))
     if row is not None:
         print_daemon(book.store, row["active"])
     return 0

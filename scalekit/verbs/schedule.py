@@ -91,6 +91,8 @@ def read_spec(
     grid = {**signature.parse_grid(args.grid), **dict(map(_split_space, args.search))}
     if grid or table["sweep"]:
         table["sweep"] = {"grid": grid, **(table["sweep"] or {})}
+    if args.retries is None and (args.backoff or args.retry_on):
+        raise ScaleKitError("--backoff and --retry-on say how to retry, and --retries says how often. Add it")
     told = {"on": args.notify_on} if args.notify_on else {}
     people = [("webhook", one) for one in args.notify_webhook] + [("email", one) for one in args.notify_email]
     if told and not people:
@@ -135,8 +137,13 @@ def _speak_of_options() -> Iterator[None]:
     try:
         yield
     except ScaleKitError as error:
-        text = re.sub(r"\b([a-z_]+) = (?=[\"\d])", lambda m: f"--{m[1].replace('_', '-')} ", str(error))
+        known = "|".join(key for key in _PLAIN)
+        text = re.sub(rf"(For example|Say): ({known}) = ", _name_option, str(error))
         raise ScaleKitError(text) from error
+
+
+def _name_option(found: re.Match[str]) -> str:
+    return f"{found[1]}: --{found[2].replace('_', '-')} "
 
 # %% ../../nbs/88m_verbs.schedule.ipynb #6d7cbdd3
 def _rehearse_one(spec: "JobSpec", args: argparse.Namespace) -> bool:
@@ -156,19 +163,19 @@ def _rehearse_jobs(args: argparse.Namespace) -> int:
     from scalekit.jobs.tables import list_table_troubles
 
     settings, book = load_settings(), open_book(args.store)
-    troubles = list_table_troubles(book)
-    if args.check and args.check not in troubles:
-        book.get_job(args.check)  # raises, with the nearest name
-    wanted = {args.check} if args.check else {job.name for job in book.list_jobs()} | set(troubles)
-    found = [Rehearsal(name, (text,)) for name, text in sorted(troubles.items()) if name in wanted]
-    if not args.json:
-        for one in found:
-            _print_rehearsal(one)
-    for job in book.list_jobs():
-        if job.name in wanted - set(troubles):
-            found.append(rehearse(job.spec, settings, datetime.now(UTC), book.store))
-            if not args.json:
-                _print_rehearsal(found[-1])
+    tables, jobs = list_table_troubles(book), book.list_jobs()
+    if args.check:
+        tables = {name: text for name, text in tables.items() if name == args.check}
+        jobs = [job for job in jobs if args.check in (job.name, job.job_id)]
+        if not tables and not jobs:
+            book.get_job(args.check)  # raises, with the nearest name
+    found = [Rehearsal(name, (text,)) for name, text in tables.items()]
+    for one in found if not args.json else ():
+        _print_rehearsal(one)
+    for job in jobs:
+        found.append(rehearse(job.spec, settings, datetime.now(UTC), book.store))
+        if not args.json:
+            _print_rehearsal(found[-1])
     if args.json:
         print_json([asdict(one) | {"fine": one.fine} for one in found])
     elif not found:
