@@ -15,7 +15,7 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_scheduler.exceptions import InputUriError
 
-from ..config import load_settings
+from ..config import FILE_NAME, load_settings
 from ..core import suggest
 from ..jobs.book import JobBook
 from ..jobs.firing import Firing, Job, system_clock
@@ -68,8 +68,7 @@ def make_job(
     )  # fmt: skip
     try:
         spec = make_spec(asked, frozen, list_compute_types(load_settings(root))[0])
-        load_settings(frozen.original.parent).get_profile(spec.profile)
-        name_output(describe_firing(_imagine(spec)))
+        _check(spec, frozen)
     except BaseException:
         if kept is None:
             drop_input(book.store, frozen.input_id)
@@ -77,6 +76,17 @@ def make_job(
     return spec
 
 # %% ../../nbs/81f_lab.making.ipynb #75d6d485
+def _check(spec: JobSpec, frozen: JobInput) -> None:
+    "Raise `BadRequest` for what would only be found out at night"
+    settings = load_settings(frozen.original.parent)
+    if troubles := replace(spec, notebook=str(frozen.notebook)).list_troubles(settings):
+        raise BadRequest("\n".join(troubles))
+    if settings.mail is None and any(notice.email for notice in spec.notify):
+        mend = 'Say which under [mail]: host = "smtp.my-team.org"'
+        raise BadRequest(f"{settings.folder / FILE_NAME} names no mail server for e-mails. {mend}")
+    name_output(describe_firing(_imagine(spec)))
+
+
 def _imagine(spec: JobSpec) -> Firing:
     "A firing as it might be, to see whether its files can have names"
     now = system_clock()
