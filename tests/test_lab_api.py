@@ -9,8 +9,10 @@ import pytest
 from lab import Lab
 from processes import wait_until
 
+from scalekit import __version__
 from scalekit.jobs.ledger import Ledger
 from scalekit.jobs.spec import JobSpec
+from scalekit.lab.extension import find_labextensions
 from scalekit.store import Store
 
 API = "/scalekit/api/"
@@ -119,6 +121,19 @@ def test_what_was_typed_is_judged_before_anything_is_made(lab):
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        {"path": 7, "texts": {}, "options": {}}, {"path": "typed.ipynb", "texts": {"lr": 7}, "options": {}},
+        {"path": "typed.ipynb", "texts": {}}, [], "form", 0,
+    ],
+)  # fmt: skip
+def test_a_request_that_means_nothing_is_refused_in_a_sentence(lab, said):
+    lab.write_notebook("typed.ipynb", parameters=PARAMETERS)
+    status, told = lab.refuse(API + "form", "POST", said)
+    assert status == 400 and "Traceback" not in str(told) and "\n" not in told["message"]
+
+
+@pytest.mark.parametrize(
     "path", ["../home/secret.ipynb", "/etc/passwd", "%2e%2e/home/secret.ipynb", "gone.ipynb"]
 )
 def test_a_path_leads_nowhere_else(lab, path):
@@ -214,3 +229,8 @@ def test_who_may_only_read_can_t_stop_anything(lab, running):
     assert lab.ask(API + "live?as=reader")["firings"]
     assert lab.refuse(f"{API}firings/{running[0]}/stop?as=reader", "POST", {})[0] == 403
     assert lab.refuse(API + "templates?as=reader", "POST", {"template": "train", "folder": ""})[0] == 403
+
+
+def test_the_browser_s_half_is_of_this_release():
+    told = json.loads((find_labextensions() / "scalekit-lab" / "package.json").read_text())
+    assert told["version"] == __version__

@@ -65,7 +65,7 @@ def _door(method: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Any
             if not error.log_message:
                 raise
             self.set_status(error.status_code)
-            self.answer({"message": error.log_message})
+            self.answer({"message": error.log_message % error.args})
 
     return authenticated(authorized(answered))
 
@@ -90,7 +90,10 @@ class _Form(_Handler):
 
     @_door
     async def post(self) -> None:
-        self.answer(await self.desk.check_form(*self.said(path=str, texts=dict, options=dict)))
+        path, texts, options = self.said(path=str, texts=dict, options=dict)
+        if not all(isinstance(text, str) for text in texts.values()):
+            raise HTTPError(400, "texts must be texts by parameter, as they stand in the form")
+        self.answer(await self.desk.check_form(path, texts, options))
 
 
 class _Profiles(_Handler):

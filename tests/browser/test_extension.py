@@ -1,5 +1,7 @@
 """The browser's half: launcher, "Mark as Parameters", the job form with typed inputs, and a job."""
 
+import re
+
 from playwright.sync_api import expect
 
 PARAMETERS = """from typing import Annotated, Literal
@@ -33,6 +35,14 @@ def test_a_template_in_the_launcher_becomes_a_notebook(lab, lab_page, picture):
     expect(page.get_by_role("tab", name="train.ipynb")).to_be_visible()
     lab_page.wait_for_kernel()
     assert (lab.root / "train.ipynb").exists()
+
+
+def test_modules_are_asked_for_under_their_checksum(lab_page):
+    "An old file in the browser's store never meets a new one"
+    names = "performance.getEntriesByType('resource').map(entry => entry.name)"
+    asked = [name for name in lab_page.open().page.evaluate(f"() => {names}") if "scalekit-lab" in name]
+    plain = [name for name in asked if not re.search(r"\.(js|css)\?v=[0-9a-f]{16}$", name)]
+    assert len(asked) > 6 and [name.rpartition("/")[2] for name in plain] == ["remoteEntry.js"]
 
 
 def test_one_cell_is_marked_as_parameters_and_undo_takes_it_back(lab, lab_page):

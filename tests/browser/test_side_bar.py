@@ -154,4 +154,16 @@ def test_nobody_asks_while_nobody_looks(lab, lab_page, panel):
     assert not asked
 
 
+def test_the_side_bar_comes_back_with_its_server(lab, lab_page, panel):
+    expect(panel.get_by_role("status")).to_have_text("live")
+    lab.kill()
+    expect(panel.get_by_role("status")).to_have_text("retrying")
+    told = Told(lab, "meanwhile", CELLS, {})
+    told.begin()
+    lab.start()
+    expect(panel.get_by_role("status")).to_have_text("live", timeout=30_000)
+    expect(panel.get_by_role("listitem").filter(has_text="meanwhile")).to_contain_text("running")
+    lab_page.errors.clear()  # JupyterLab's own, of a server that is gone
+
+
 PANEL = {"x": 0, "y": 0, "width": 1100, "height": 620}

@@ -7,10 +7,10 @@
 const OPTIONS = [
   { name: 'gpus', label: 'GPUs per job', kind: 'number', help: 'Workers of a profile for GPUs; empty: as the profile says' },
   { name: 'workers', label: 'Workers', kind: 'number', help: 'Of the profile’s cluster; empty: as the profile says' },
-  { name: 'timeout', label: 'Time-out', hint: '90s, 10m, 4h', help: 'Longest time of an attempt' },
+  { name: 'timeout', label: 'Time-out', placeholder: '90s, 10m, 4h', help: 'Longest time of an attempt' },
   { name: 'retries', label: 'Retries', kind: 'number', help: 'Attempts after one that failed; each goes on where the last one ended' },
-  { name: 'email', label: 'E-mail', hint: 'me@example.org', help: 'Who is told of failures and recoveries' },
-  { name: 'window', label: 'Window', hint: '22:00-06:00', help: 'Hours in which it may start' },
+  { name: 'email', label: 'E-mail', placeholder: 'me@example.org', help: 'Who is told of failures and recoveries' },
+  { name: 'window', label: 'Window', placeholder: '22:00-06:00', help: 'Hours in which it may start' },
   { name: 'max_cost', label: 'Highest cost', kind: 'number', step: 'any', help: 'Of all attempts together' }
 ];
 const PAUSE = 250; // After the last key, before the server is asked [ms]
@@ -60,7 +60,7 @@ function Form({ lab, model, handleModelChange, handleErrorsChange }) {
         h(Input, {
           key: option.name,
           h,
-          field: { start: '', hint: '', kind: 'text', placeholder: option.hint, ...option },
+          field: { start: '', hint: '', kind: 'text', ...option },
           label: option.label,
           id: `sk-option-${option.name}`,
           text: String(options[option.name] ?? ''),

@@ -7,7 +7,7 @@ const RUN = 'scalekit:run-as-job';
 const SHOW = 'scalekit:show-jobs';
 const BUSY = 1000; // Between two questions while something goes on [ms]
 const CALM = 2000;
-const SLOWEST = 30_000; // While the server doesn't answer
+const SLOWEST = 10_000; // While the server doesn't answer
 
 const NO_DAEMON = 'Jobs wait: no daemon is at work in this store. Start one in a terminal: scalekit serve';
 
