@@ -10,10 +10,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from . import __version__
-from .core import ScaleKitError, human_bytes, human_seconds
+from .core import ScaleKitError
+from .verbs.advice import add_advise, add_measure, do_advise, do_measure
 from .verbs.agent import add_agent, do_agent
 from .verbs.imports import add_places, do_import_papermill, do_import_wandb
 from .verbs.joblist import do_jobs
@@ -43,8 +43,9 @@ from .verbs.schedule import add_schedule, do_schedule
 from .verbs.serve import add_serve, do_serve
 from .verbs.sizes import add_rightsize, do_rightsize
 from .verbs.sweep import add_search, do_sweep
+from .verbs.tidy import add_gc, do_gc
 from .verbs.track import add_sync, do_sync
-from .verbs.words import count, gigabytes, near, print_json, print_table
+from .verbs.words import count, print_json
 
 # %% ../nbs/90_cli.ipynb #15bf4822
 def _doctor(args: argparse.Namespace) -> int:
@@ -58,35 +59,6 @@ def _doctor(args: argparse.Namespace) -> int:
             mend = f"  ->  {finding.mend}" if finding.mend else ""
             print(f"{finding.mark} {finding.topic + ':':<14} {finding.text}{mend}")
     return 0 if all(finding.fine for finding in findings) else 1
-
-
-def _gc(args: argparse.Namespace) -> int:
-    from scalekit.config import load_settings
-    from scalekit.runner import open_store
-    from scalekit.tidy import drop_least_useful, list_kept, measure_kept
-
-    store = open_store(args.store)
-    limit = load_settings().journal_limit if args.limit is None else args.limit
-    before = measure_kept(store)
-    dropped = [] if args.dry_run else drop_least_useful(store, limit)
-    freed = before - measure_kept(store)
-    kept = list_kept(store)
-    rows: list[dict[str, Any]] = [
-        {"folder": str(near(one.folder)), "bytes": one.n_bytes, "saves_seconds": one.seconds} for one in kept
-    ]
-    if args.json:
-        print_json({"kept": rows, "dropped": [str(one.folder) for one in dropped],
-                    "freed_bytes": freed, "limit_gb": limit})  # fmt: skip
-        return 0
-    shown = [
-        {**row, "size": human_bytes(one.n_bytes), "saves": human_seconds(one.seconds)}
-        for row, one in zip(rows, kept, strict=True)
-    ]
-    print_table(shown, ["folder", "size", "saves"])
-    total = human_bytes(before - freed)
-    done = f"{len(dropped)} dropped now, {human_bytes(freed)} freed" if dropped else "none dropped now"
-    print(f"journals and shared results take {total} of {limit:g} GB; {done}")
-    return 0
 
 
 def _index(args: argparse.Namespace) -> int:
@@ -126,6 +98,8 @@ _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "import-papermill": ("make runs of output notebooks of papermill", do_import_papermill),
     "export": ("write runs to a CSV or Parquet file, or all that they have logged", do_export),
     "kpi": ("show how fast results come, how often runs fail and what they cost", do_kpi),
+    "measure": ("probe how fast a notebook trains, for advice", do_measure),
+    "advise": ("say how many GPUs a training wants, how long it takes and what it costs", do_advise),
     "rightsize": ("tell what runs asked for and did not use, and what that cost", do_rightsize),
     "diff": ("put two runs side by side: parameters, code, metrics, outputs", do_diff),
     "debug": ("look into the kernel that a failed run has left behind", do_debug),
@@ -141,7 +115,7 @@ _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
     "doctor": ("look at this machine, and say what is missing", _doctor),
     "lab": ("start JupyterLab with jobs, or say what it lacks for them", do_lab),
     "demo": ("sweep the training template over twelve trials", _demo),
-    "gc": ("list what journals of cells and shared results take, and drop what is too much", _gc),
+    "gc": ("show what may go from the disk: old runs of jobs, journals; --apply removes it", do_gc),
     "index": ("make the index of runs anew from their bundles", _index),
 }
 
@@ -187,12 +161,11 @@ def _build_parser() -> argparse.ArgumentParser:
     add_query(verbs["runs"])
     add_export(verbs["export"])
     add_kpi(verbs["kpi"])
+    add_measure(verbs["measure"])
+    add_advise(verbs["advise"])
     add_rightsize(verbs["rightsize"])
     verbs["debug"].add_argument("--end", action="store_true", help="end the kernel")
-    verbs["gc"].add_argument(
-        "--limit", type=gigabytes, metavar="GB", help="default: journal_limit in scalekit.toml"
-    )
-    verbs["gc"].add_argument("--dry-run", action="store_true", help="only list")
+    add_gc(verbs["gc"])
     for name in ("show", "tag", "note", "debug", "stop"):
         verbs[name].add_argument("run", metavar="RUN", help="its id, a part of it that is unique, or: latest")
     add_marks(verbs["tag"], verbs["note"])
@@ -206,10 +179,10 @@ def _build_parser() -> argparse.ArgumentParser:
     for name, what in (("first", "the run from before"), ("second", "the one to look at")):
         verbs["diff"].add_argument(name, metavar=name.upper(), help=f"{what}: as for show")
     verbs["diff"].add_argument("--html", metavar="FILE", help="write a page instead, with the images")
-    telling = ("runs", "show", "report", "sync", "diff", "kpi", "rightsize", "doctor", "gc")
+    telling = ("runs", "show", "report", "sync", "diff", "kpi", "rightsize", "measure", "advise", "doctor", "gc")
     for name in ("run", "sweep", "schedule", "jobs", "backfill", *telling):
         verbs[name].add_argument("--json", action="store_true", help="for machines")
-    reading = ("runs", "show", "export", "kpi", "rightsize", "report", "sync", "diff", "debug", "index", "gc")
+    reading = ("runs", "show", "export", "kpi", "rightsize", "measure", "advise", "report", "sync", "diff", "debug", "index", "gc")
     planning = ("schedule", "serve", "jobs", "pause", "resume", "trigger", "backfill", "unschedule")
     for name in ("run", "sweep", "tag", "note", "stop", *planning, *reading):
         verbs[name].add_argument(
