@@ -104,7 +104,7 @@ def test_many_nodes_are_predicted_from_one_and_two(crossings):
 
 
 def test_the_average_is_better_than_the_last_efficiency_and_than_usl(answers, crossings):
-    for found in (answers, crossings):
+    for found in (answers[::3], crossings):  # every third, for least squares take their time
         middle = errors(found)[0]
         for simple in (hold_last, lambda task: least_squares(task, "usl")):
             theirs = [abs(simple(answer.task) / answer.task.rate - 1) for answer in found]
@@ -161,7 +161,7 @@ UNPREDICTABLE = {
     "up and down": {1: 100, 2: 180, 4: 120, 8: 260, 16: 200},
     "a step down": {1: 100, 2: 195, 4: 385, 8: 390},
     "a step up": {1: 100, 2: 110, 4: 120, 8: 700},
-    "repeats that differ": {1: [100, 60, 140], 2: [250, 150, 200], 4: [300, 420, 260]},
+    "faster than possible": {1: 100, 2: 235, 4: 330, 8: 900},
 }
 
 
@@ -169,7 +169,13 @@ UNPREDICTABLE = {
 def test_what_follows_no_law_is_told_in_words(name):
     said = sk.fit_scaling(UNPREDICTABLE[name]).predict(16 if name != "up and down" else 32)
     assert said.median is None
-    assert "cannot tell" in str(said) and "Measure" in said.reason
+    assert "cannot tell" in str(said) and "follows no law of scaling" in said.reason
+
+
+def test_repeats_that_differ_are_told_in_words():
+    said = sk.fit_scaling({1: [100, 60, 140], 2: [250, 150, 200], 4: [300, 420, 260]}).predict(8)
+    assert said.median is None
+    assert "the machine is too noisy" in said.reason
 
 
 def test_noise_of_any_kind_is_seldom_taken_for_a_law():

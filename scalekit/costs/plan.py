@@ -103,6 +103,17 @@ class Plan:
             return 0.0
         return float((self.times / 3600 * self.rate <= budget).mean())
 
+    def row(self) -> dict[str, float | int | str | None]:  # As JSON or a line of a data frame
+        "Everything as plain numbers: hours, money, and their intervals of 90 %"
+        row: dict[str, float | int | str | None] = {"n_ranks": self.n, "global_batch": self.global_batch}
+        for name, band, unit in (("hours", self.seconds, 3600.0), ("cost", self.money, 1.0)):
+            for end in ("median", "low", "high"):
+                key = name if end == "median" else f"{name}_{end}"
+                row[key] = getattr(band, end) / unit if band else None
+        row["currency"] = self.price.currency if self.price else None
+        row["kwh"] = self.energy.kwh if self.energy else None
+        return row | {"idle_gpus": self.idle, "save_every": self.save_every, "reason": self.reason}
+
     def __str__(self) -> str:
         batch = f", global batch {self.global_batch}" if self.global_batch else ""
         head = f"{self.n} GPU{'s' if self.n > 1 else ''}{batch}"
