@@ -113,3 +113,51 @@ THREADS = (
     "names = [one.name for one in threading.enumerate() if one.name == 'scalekit-panel-cluster']\n"
     "with open('threads.txt', 'w') as file: file.write(str(len(names)))"
 )
+
+
+RUNS = """
+from scalekit.store import Store
+store = Store("runs")
+for number, accuracy in enumerate((0.96, 0.98, 0.97)):
+    run = store.create_run({"notebook": "train.ipynb", "parameters": {"lr": 0.1 / 10**number, "epochs": 20}})
+    run.notebook.write_text('{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}')
+    run.set_state("running")
+    run.append("record", values={"accuracy": accuracy, "loss": 1 - accuracy})
+    run.set_state("failed" if number == 2 else "succeeded", **({"error": "CUDA out of memory"} if number == 2 else {}))
+    run.tag("night")
+    store.index(run)
+import scalekit as sk
+sk.show_runs(store="runs")
+"""
+
+
+def test_runs_are_filtered_compared_tagged_and_started_again_with_other_values(lab, lab_page, picture):
+    lab.write_notebook("train.ipynb", "lr, epochs", parameters="lr: float = 0.1\nepochs: int = 3")
+    panel = show(lab, lab_page, "runs.ipynb", RUNS)
+    rows = panel.locator(".skp-runs tbody tr")
+    expect(rows).to_have_count(3)
+    query = lab_page.page.get_by_role("textbox", name="Filter")
+    query.fill("metrics.accuracy >")
+    expect(panel.get_by_role("alert")).to_contain_text("metrics.accuracy >")
+    expect(rows).to_have_count(3)
+    query.fill("metrics.accuracy > 0.965")
+    expect(rows).to_have_count(2)
+    expect(panel.get_by_role("alert")).to_be_empty()
+    panel.get_by_role("button", name="accuracy").press("Enter")
+    expect(panel.get_by_role("columnheader", name="accuracy ↑")).to_be_visible()
+    for at in (0, 1):
+        rows.nth(at).get_by_role("button").press("Enter")
+        expect(rows.nth(at).get_by_role("button")).to_have_attribute("aria-pressed", "true")
+    panel.get_by_role("button", name="Compare").press("Enter")
+    expect(panel.locator(".skp-pair")).to_contain_text("+0.01")
+    lab_page.page.get_by_role("textbox", name="Tags").fill("accepted")
+    lab_page.page.get_by_role("button", name="Tag the chosen").press("Enter")
+    expect(rows.nth(0)).to_contain_text("night, accepted")
+    photograph(panel, picture / "runs-panel.png")
+    lab_page.command("apputils:change-theme", theme="JupyterLab Dark")
+    photograph(panel, picture / "runs-panel-dark.png")
+    lab_page.command("apputils:change-theme", theme="JupyterLab Light")
+    rows.nth(1).get_by_role("button").press("Enter")
+    panel.get_by_role("button", name="Run with changes").press("Enter")
+    expect(lab_page.page.get_by_role("textbox", name="epochs")).to_have_value("20")
+    photograph(panel, picture / "runs-panel-rerun.png")
