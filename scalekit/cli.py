@@ -179,12 +179,13 @@ def _build_parser() -> argparse.ArgumentParser:
     for name, what in (("first", "the run from before"), ("second", "the one to look at")):
         verbs["diff"].add_argument(name, metavar=name.upper(), help=f"{what}: as for show")
     verbs["diff"].add_argument("--html", metavar="FILE", help="write a page instead, with the images")
-    telling = ("runs", "show", "report", "sync", "diff", "kpi", "rightsize", "measure", "advise", "doctor", "gc")
+    advising = ("rightsize", "measure", "advise")
+    telling = ("runs", "show", "report", "sync", "diff", "kpi", "doctor", "gc", *advising)
     for name in ("run", "sweep", "schedule", "jobs", "backfill", *telling):
         verbs[name].add_argument("--json", action="store_true", help="for machines")
-    reading = ("runs", "show", "export", "kpi", "rightsize", "measure", "advise", "report", "sync", "diff", "debug", "index", "gc")
+    reading = ("runs", "show", "export", "kpi", "report", "sync", "diff", "debug", "index", "gc")
     planning = ("schedule", "serve", "jobs", "pause", "resume", "trigger", "backfill", "unschedule")
-    for name in ("run", "sweep", "tag", "note", "stop", *planning, *reading):
+    for name in ("run", "sweep", "tag", "note", "stop", *planning, *advising, *reading):
         verbs[name].add_argument(
             "--store", metavar="FOLDER", help="of the runs; default: runs, or as scalekit.toml says"
         )

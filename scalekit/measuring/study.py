@@ -11,11 +11,14 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core import ScaleKitError, human_bytes, suggest, write_atomic
 from .windows import Probe
 from ..store import Store
+
+if TYPE_CHECKING:
+    from scalekit.advice.advising import Advice
 
 # %% ../../nbs/60g_measuring.study.ipynb #1062c938
 NOISY = 0.15  # Spread of the windows from which the machine is too noisy for advice
@@ -55,12 +58,12 @@ class Study:
     def rates(
         self,
         batch_size: int,  # Over all ranks
-    ) -> dict[int, list[float]]:  # Samples/s of each probe, by ranks
+    ) -> dict[int, list[float]]:  # Samples/s of each window, by ranks
         "Throughput by ranks, as `sk.fit_scaling` takes it"
         found: dict[int, list[float]] = {}
         for probe in self.good:
-            if probe.batch_size == batch_size and probe.rate:
-                found.setdefault(probe.n_ranks, []).append(probe.rate)
+            if probe.batch_size == batch_size:
+                found.setdefault(probe.n_ranks, []).extend(probe.windows)
         return dict(sorted(found.items()))
 
     @property
@@ -81,6 +84,18 @@ class Study:
             return failed
         noise = f"windows of one probe differ by ±{self.noise:.0%}"
         return [f"the machine is too noisy: {noise}. Measure again when nothing else runs", *failed]
+
+    def advise(
+        self,
+        deadline: str | float | None = None,  # As "8h", or seconds
+        budget: float | None = None,  # Money
+        prices: Any = None,  # As "aws p5", or money a GPU and hour; None: the profile's
+        **more: Any,  # As for `advice.advising.advise`: n_ranks, samples, devices_per_node, spot
+    ) -> "Advice":
+        "How many ranks, how long, how much money, and what limits it"
+        from scalekit.advice.advising import advise
+
+        return advise(self, deadline, budget, prices, **more)
 
     def __repr__(self) -> str:
         rows = ["   ".join(row) for row in _rows(self)]
