@@ -121,7 +121,8 @@ class Plan:
             return f"{head}: cannot tell. {self.reason}"
         cost = say_cost(self.money, self.price.currency) if self.money and self.price else self.reason
         idle = f", {self.idle} GPUs paid and not used" if self.idle else ""
-        return f"{head}: {say_time(self.seconds)}, {cost}{idle}"
+        varies = " at a spot price that varies" if self.spot and self.money else ""
+        return f"{head}: {say_time(self.seconds)}, {cost}{varies}{idle}"
 
 # %% ../../nbs/62d_costs.plan.ipynb #1c9291e6
 def _draw_work(

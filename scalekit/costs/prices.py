@@ -71,7 +71,12 @@ class Price:
     def __str__(self) -> str:
         shared = f" for {self.gpus} GPUs" if self.gpus > 1 else ""
         told = ", ".join(filter(None, [self.region, str(self.dated) if self.dated else None]))
-        return f"{self.name}: {say_money(self.per_hour, self.currency)} an hour{shared}" + (
+        spot = (
+            f", spot about {say_money(self.spot_per_hour, self.currency)}, varies"
+            if self.spot_per_hour
+            else ""
+        )
+        return f"{self.name}: {say_money(self.per_hour, self.currency)} an hour{shared}{spot}" + (
             f" ({told})" if told else ""
         )
 

@@ -61,10 +61,10 @@ _TOO_WIDE = 2.5
 
 
 def _find_doubt(curve: Posterior, n: int, draws: np.ndarray, size: int) -> str | None:
-    "Why `n` can't be predicted from one regime's points; `size` turns its numbers into ranks"
+    "Why `n` can't be predicted from one regime's points, of which each stands for `size` ranks"
     low, high = np.quantile(draws, [QUANTILES[0], QUANTILES[-1]])
     first, largest, spread = curve.points[0], curve.largest * size, curve.points[0].spread
-    if n * size in {point.n * size for point in curve.points}:
+    if n in {point.n for point in curve.points}:
         return None
     if len(curve.points) < 2:
         other = 2 * largest if n > first.n else max(1, largest // 2)
@@ -141,7 +141,7 @@ class Scaling:
             return Prediction(n, None, None, None, why, self.unit)
         draws = curve.draw_rates(at)
         low, median, high = (float(x) for x in np.quantile(draws, QUANTILES))
-        doubt = self._find_doubt(n, curve, at, draws, size)
+        doubt = self._say_unseen() if curve is self._unseen else _find_doubt(curve, at, draws, size)
         return Prediction(n, None if doubt else median, low, high, doubt, self.unit)
 
     def draw_rates(
@@ -155,22 +155,33 @@ class Scaling:
     @property
     def shares(self) -> dict[str, float]:
         "How much each law counts, where most ranks are; together 1"
-        curve = self.beyond.curve if self.beyond and self.beyond.is_seen else self.inside
+        curve, _ = self._outermost
         return dict(curve.shares) if curve else {}
 
     @cached_property
     def peak(self) -> Peak | None:
         "Where more ranks make it slower, if that is beyond doubt: 19 of 20 likely curves turn down"
-        seen = self.beyond and self.beyond.is_seen
-        curve, size = (self.beyond.curve, self.devices_per_node) if seen else (self.inside, 1)  # type: ignore[union-attr]
+        curve, size = self._outermost
         if curve is None or len(curve.points) < 3 or curve.roughness > _TOO_ROUGH:
             return None
         counts = np.unique(np.geomspace(1, 4 * curve.largest, 48).round().astype(int))
         tops = np.argmax([curve.draw_rates(int(n), as_measured=False) for n in counts], axis=0)
         if (tops < len(counts) - 1).mean() < 0.95:
             return None
-        low, middle, high = (int(counts[round(x)]) * (size or 1) for x in np.quantile(tops, QUANTILES))
+        low, middle, high = (int(counts[round(x)]) * size for x in np.quantile(tops, QUANTILES))
         return Peak(middle, low, high)
+
+    @property
+    def _outermost(self) -> tuple[Posterior | None, int]:
+        "Curve of the largest regime that was measured, and what one of its numbers is in ranks"
+        if self.beyond and self.beyond.is_seen:
+            return self.beyond.curve, self.devices_per_node or 1
+        return self.inside, 1
+
+    @property
+    def _unseen(self) -> Posterior | None:
+        "Curve of many nodes of which none was measured"
+        return None if self.beyond is None or self.beyond.is_seen else self.beyond.curve
 
     def _find_regime(self, n: Any) -> tuple[Posterior | None, int, int]:
         "Curve, number to ask it for, and what one of them is in ranks"
@@ -184,13 +195,12 @@ class Scaling:
         nodes = count_nodes(int(n), size)
         return (self.beyond.curve if self.beyond else None), nodes, size
 
-    def _find_doubt(self, n: int, curve: Posterior, at: int, draws: np.ndarray, size: int) -> str | None:
-        if self.beyond and curve is self.beyond.curve and not self.beyond.is_seen:
-            return (
-                f"No run on two nodes was measured, and a network is not like the inside of a node. "
-                f"Measure {2 * size} ranks, two nodes of {size}"
-            )
-        return _find_doubt(curve, at, draws, size)
+    def _say_unseen(self) -> str:
+        size = self.devices_per_node or 1
+        return (
+            "No run on two nodes was measured, and a network is not like the inside of a node. "
+            f"Measure {2 * size} ranks, two nodes of {size}"
+        )
 
 # %% ../../nbs/61d_scaling.prediction.ipynb #082452b4
 def learn_scaling(
