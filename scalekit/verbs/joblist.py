@@ -26,15 +26,13 @@ _SPANS = (("day", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 def human_span(
     seconds: float,  # At least 0
 ) -> str:  # For example "7 h 30 min"
-    "How long, in at most two words"
-    left, words = int(seconds), []
-    for unit, size in _SPANS:
-        number, left = divmod(left, size)
+    "How long, as exactly as anybody wants to know"
+    for (unit, size), (finer, step) in zip(_SPANS, (*_SPANS[1:], _SPANS[-1]), strict=True):
+        number, left = divmod(int(seconds), size)
         if number:
-            words.append(f"{number} {unit}{'s' if unit == 'day' and number > 1 else ''}")
-        elif words:
-            break
-    return " ".join(words[:2]) or "0 s"
+            rest = f" {left // step} {finer}" if number < 10 and left >= step else ""
+            return f"{number} {unit}{'s' if unit == 'day' and number > 1 else ''}{rest}"
+    return "0 s"
 
 
 def human_time(

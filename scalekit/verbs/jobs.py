@@ -92,6 +92,9 @@ def do_backfill(args: argparse.Namespace) -> int:
     for one in done:
         words = {"run": "new", "again": "once more", "left": f"left: {one.firing and one.firing.state}"}
         print(f"{one.due.astimezone():%Y-%m-%d %H:%M}  {words[one.action]}")
+    if not done:
+        print(f"none of its due times lies between {args.begin} and {args.end}, as far as they have passed")
+        return 0
     n_new = sum(one.action != "left" for one in done)
     would = "would run" if args.dry_run else "shall run"
     print(f"{n_new} of {len(done)} due times {would}; {len(done) - n_new} have their firing already")
