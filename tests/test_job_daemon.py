@@ -245,7 +245,7 @@ class ByHand:
         self.restart()
 
     def restart(self) -> None:
-        hooks = Hooks(tell=lambda firing, events: self.told.append((firing.name, events)))
+        hooks = Hooks(tell=lambda book, firing, events: self.told.append((firing.name, events)))
         self.daemon = Daemon(self.book, hooks, log=lambda event, **fields: None, **self.more)
         self.daemon.room = {"cores": 4, "gpus": 0, "elsewhere": 4}
         self.daemon._tending.start = lambda firing, attempt: None
@@ -307,7 +307,7 @@ def test_people_are_told_of_starts_retries_ends_and_recoveries(hand):
 
 
 def test_a_notifier_that_fails_loses_no_run_and_is_not_asked_for_ever(hand):
-    def fail(firing, events):
+    def fail(book, firing, events):
         raise OSError("no mail today")
 
     hand.daemon.hooks = Hooks(tell=fail)

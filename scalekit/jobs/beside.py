@@ -32,7 +32,7 @@ class Hooks:
     "What is done beside firing"
 
     chores: Sequence[Chore] = ()  # The first time when the daemon starts, before it fires anything
-    tell: Callable[[Firing, tuple[str, ...]], None] = lambda firing, events: None
+    tell: Callable[[Ledger, Firing, tuple[str, ...]], None] = lambda book, firing, events: None
     # Events: "started", "retrying", or the state in which a firing ended; "recovered" after "succeeded"
 
 

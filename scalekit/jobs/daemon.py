@@ -260,7 +260,7 @@ class Daemon:
             if ended.job_id is not None and ended.state == "succeeded":
                 former = self.book.list_firings(ended.job_id, limit=_FORMER)
                 events += ("recovered",) if has_recovered(ended, former) else ()
-            self.hooks.tell(ended, events)
+            self.hooks.tell(self.book, ended, events)
         finally:
             self.book.mark_followed([ended.firing_id])
             self._following.discard(ended.firing_id)
@@ -285,8 +285,11 @@ class Daemon:
         if attempt is None:  # somebody stopped it just now
             return
         self._tending.start(firing, attempt)
-        event = "started" if attempt.number == firing.spent + 1 else "retrying"
-        self._helper.do("notices", partial(self.hooks.tell, firing, (event,)))
+        if attempt.number == firing.spent + 1:
+            begun, event = replace(firing, state="running", attempts=(*firing.attempts, attempt)), "started"
+        else:  # it is the failure before that people want to read of
+            begun, event = firing, "retrying"
+        self._helper.do("notices", partial(self.hooks.tell, self.book, begun, (event,)))
 
     def _find_need(self, firing: Firing) -> Need:
         if firing.firing_id not in self._needs:

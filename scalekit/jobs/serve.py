@@ -19,8 +19,11 @@ from ..config import Settings, load_settings
 from ..core import ScaleKitError
 from .beside import Chore, Hooks, log_line
 from .daemon import Daemon
+from .firing import Firing
 from .leader import lead
 from .ledger import Ledger
+from .notices import Sender, post_notices
+from .retention import DailyRetention
 from .tables import sync_jobs
 
 # %% ../../nbs/35p_jobs.serve.ipynb #db600b86
@@ -59,7 +62,18 @@ def make_hooks(
     log: Callable[..., None] = log_line,
 ) -> Hooks:
     "What the daemon does beside firing"
-    return Hooks(chores=[Chore("scalekit.toml", _LOOK_EVERY, TomlJobs(settings, log))])
+    sender, retention = Sender(), DailyRetention()
+
+    def tell(book: Ledger, firing: Firing, events: tuple[str, ...]) -> None:
+        if post_notices(book.store, firing, events, book.clock):
+            sender.look(book.store)
+
+    chores = [
+        Chore("scalekit.toml", _LOOK_EVERY, TomlJobs(settings, log)),
+        Chore("notices", _SEND_EVERY, lambda book: sender.look(book.store)),
+        Chore("retention", _TIDY_EVERY, retention.look),
+    ]
+    return Hooks(chores, tell)
 
 
 def serve(
@@ -88,6 +102,8 @@ def serve(
 
 # %% ../../nbs/35p_jobs.serve.ipynb #2a801b04
 _LOOK_EVERY = 2.0  # At scalekit.toml [s]
+_SEND_EVERY = 10.0  # What could not be sent at once [s]
+_TIDY_EVERY = 600.0  # Looks whether a day has passed [s]
 
 
 @contextmanager
