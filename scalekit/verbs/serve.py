@@ -7,12 +7,16 @@ __all__ = ['do_serve', 'add_serve']
 
 # %% ../../nbs/88n_verbs.serve.ipynb #c9888788
 import argparse
+import sys
+from pathlib import Path
 
 from .words import count
 
 # %% ../../nbs/88n_verbs.serve.ipynb #2252dddf
 def do_serve(args: argparse.Namespace) -> int:
-    "Fire jobs until somebody ends it"
+    "Fire jobs until somebody ends it, or write a unit that does so"
+    if args.install or args.system:
+        return _install(args)
     from scalekit.jobs.serve import serve
 
     serve(args.store, wait=not args.no_wait, max_running=args.max_running)
@@ -23,3 +27,18 @@ def add_serve(verb: argparse.ArgumentParser) -> None:
     "What `serve` takes"
     verb.add_argument("--max-running", type=count, metavar="N", help="attempts at a time; default: what fits")
     verb.add_argument("--no-wait", action="store_true", help="leave, if the store has a daemon already")
+    verb.add_argument("--install", action="store_true", help="write a unit of systemd for it; starts nothing")
+    verb.add_argument("--system", action="store_true", help="print a unit for the whole machine instead")
+
+# %% ../../nbs/88n_verbs.serve.ipynb #11297af2
+def _install(args: argparse.Namespace) -> int:
+    from scalekit.config import load_settings
+    from scalekit.jobs.unit import install_unit
+
+    unit = install_unit(load_settings().folder, args.store, system=args.system)
+    print(unit.text if unit.path is None else f"written: {unit.path}", end="" if unit.path is None else "\n")
+    out = sys.stderr if unit.path is None else sys.stdout
+    print("To start it, now and whenever the machine starts:", *unit.steps, sep="\n  ", file=out)
+    if not Path("/run/systemd/system").exists():
+        print("This machine does not run systemd. Here: nohup scalekit serve &", file=out)
+    return 0

@@ -73,12 +73,13 @@ class _Told:
             "gone": [{"run_id": one.run_id, "job": one.job, "bytes": one.n_bytes} for one in self.gone],
             "kept": [{"run_id": one.run_id, "job": one.job, "why": one.stays} for one in self.stays],
         }
-        kept = [
-            {"folder": str(near(one.folder)), "bytes": one.n_bytes, "saves_seconds": one.seconds}
-            for one in self.kept
+        journals = [
+            {"folder": str(near(kept.folder)), "bytes": kept.n_bytes, "saves_seconds": kept.seconds}
+            for kept in self.kept
         ]
-        return {"applied": self.acts, "runs": runs, "kept": kept, "limit_gb": self.limit, "freed_bytes": freed,
-                "dropped": [str(one.folder) for one in self.dropped]}  # fmt: skip
+        dropped = [str(one.folder) for one in self.dropped]
+        return {"applied": self.acts, "runs": runs, "kept": journals, "dropped": dropped,
+                "limit_gb": self.limit, "freed_bytes": freed}  # fmt: skip
 
     def show(self, n_bytes: int) -> None:
         "For people"
