@@ -22,6 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from notebooks import write_notebook
+from processes import SCALEKIT, start_scalekit, wait_until
 
 import scalekit as sk
 from scalekit.config import ConfigError, load_settings
@@ -345,3 +346,25 @@ def test_without_a_mail_server_the_reason_is_kept_and_done_notices_go_after_a_mo
     clock.now += timedelta(days=40)
     send_notices(tmp_path, clock, {})
     assert Outbox(tmp_path, clock).list_notices() == []
+
+
+# With the daemon
+
+
+def test_the_daemon_tells_of_a_failed_job_and_of_its_recovery(hook, place):
+    (place / "scalekit.toml").write_text(
+        f"[job.nightly]\nnotebook = 'job.ipynb'\nnotify = {{ webhook = '{hook.address}' }}\n"
+    )
+    write_notebook(place / "job.ipynb", "assert __import__('pathlib').Path('well').exists(), 'not yet'")
+    daemon = start_scalekit("serve")
+    try:
+        for n_told, prepare in ((1, lambda: None), (2, (place / "well").touch)):
+            prepare()
+            assert subprocess.run([SCALEKIT, "trigger", "nightly"], capture_output=True).returncode == 0
+            wait_until(lambda n_told=n_told: len(hook.got) >= n_told, 40)
+    finally:
+        daemon.terminate()
+        daemon.communicate(timeout=20)
+    told = [json.loads(body) for _, _, body in hook.got]
+    assert [one["fields"]["event"] for one in told] == ["failed", "recovered"]
+    assert "AssertionError: not yet" in told[0]["text"] and "Path('well')" in told[0]["text"]
