@@ -24,12 +24,11 @@ def tags(lab_page):
     return lab_page.page.evaluate(f"() => {cells}.map(cell => cell.getMetadata('tags') ?? [])")
 
 
-def test_a_template_in_the_launcher_becomes_a_notebook(lab, lab_page, picture):
+def test_a_template_in_the_launcher_becomes_a_notebook(lab, lab_page):
     page = lab_page.open().page
     page.locator(".jp-LauncherCard", has_text="From scalekit template").click()
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("radio").first).to_be_focused()
-    lab_page.photograph(picture / "templates.png")
     dialog.get_by_role("radio", name="A small network learns").check()
     dialog.get_by_role("button", name="Create").click()
     expect(page.get_by_role("tab", name="train.ipynb")).to_be_visible()
@@ -72,7 +71,7 @@ def open_form(lab, lab_page, name):
     return page
 
 
-def test_a_wrong_value_is_refused_in_the_form_with_its_sentence(lab, lab_page, picture):
+def test_a_wrong_value_is_refused_in_the_form_with_its_sentence(lab, lab_page):
     page = open_form(lab, lab_page, "wrong")
     create = page.get_by_role("button", name="Create", exact=True)
     lr = page.get_by_label("lr", exact=True)
@@ -89,7 +88,6 @@ def test_a_wrong_value_is_refused_in_the_form_with_its_sentence(lab, lab_page, p
     expect(create).to_be_enabled()
     page.get_by_label("Time-out").fill("soon")
     expect(page.get_by_role("alert")).to_contain_text("timeout must be a duration")
-    lab_page.photograph(picture / "refused.png")
     expect(create).to_be_disabled()
 
 
@@ -110,7 +108,6 @@ def test_a_job_shows_its_progress_and_its_output_is_opened(lab, lab_page, pictur
     job.get_by_role("button", expanded=False).click()
     expect(job).to_contain_text("cell 3 of 4")  # one more than was written: the values of this job
     expect(job.get_by_role("log")).to_contain_text("with lr=0.5")
-    lab_page.photograph(picture / "job-running.png")
     expect(job.get_by_role("progressbar")).to_be_visible()
     job.get_by_role("button", name="Open output").click()
     output = page.locator(".jp-NotebookPanel:visible")
@@ -119,7 +116,6 @@ def test_a_job_shows_its_progress_and_its_output_is_opened(lab, lab_page, pictur
     expect(output).to_contain_text("step 0 with lr=0.5 step 1 with lr=0.5")
     expect(output).to_contain_text("all done")
     expect(page.get_by_role("button", name="Run as Job").last).to_be_disabled()  # it is the output of one
-    lab_page.photograph(picture / "job-output.png")
 
 
 FORM = {"x": 290, "y": 66, "width": 560, "height": 1300}

@@ -112,7 +112,6 @@ def test_the_side_bar_follows_a_run_from_its_first_cell_to_its_output(lab, lab_p
     expect(output).to_contain_text("the end")  # the open tab was read anew
     job.get_by_role("button", name="Open report").click()
     expect(page.frame_locator("iframe").get_by_role("heading", level=1)).to_contain_text("digits")
-    lab_page.photograph(picture / "report.png")
     bad = panel.get_by_role("listitem").filter(has_text="evaluate")
     expect(bad).to_contain_text("FileNotFoundError: test.parquet")
 
@@ -145,12 +144,12 @@ def test_nobody_asks_while_nobody_looks(lab, lab_page, panel):
     asked = []
     lab_page.page.on("request", lambda request: "/scalekit/api/live" in request.url and asked.append(1))
     expect(panel).to_contain_text("live")
-    lab_page.page.wait_for_timeout(1500)
+    lab_page.page.wait_for_timeout(2500)
     assert asked
     lab_page.command("filebrowser:activate")
     lab_page.page.wait_for_timeout(500)
     asked.clear()
-    lab_page.page.wait_for_timeout(6000)
+    lab_page.page.wait_for_timeout(4500)
     assert not asked
 
 
