@@ -64,8 +64,7 @@ def _make_field(notebook: str, parameter: Parameter) -> Field:
 
 def _describe(parameter: Parameter) -> str:
     "`float, 0 < lr <= 1`; choices are seen anyway"
-    allowed = "" if parameter.choices else parameter.allowed
-    return ", ".join(filter(None, (parameter.type_name, allowed)))
+    return "" if parameter.choices else ", ".join(filter(None, (parameter.type_name, parameter.allowed)))
 
 # %% ../../nbs/80i_panels.fields.ipynb #2703c1dc
 def _write_start(notebook: str, parameter: Parameter) -> str:

@@ -138,7 +138,7 @@ class Followed:
             end_lost_runs(self.store)
         run.look()
         if run.progress.is_over and not self._files:
-            self._trace = read_trace(run.bundle.notebook, run.progress.failed_cell)
+            self._trace = read_trace(run.bundle.notebook) if run.progress.failed_cell is not None else ""
             self._files = _link_files(run.bundle)
 
 # %% ../../nbs/80o_panels.form.ipynb #3dc9620d
@@ -223,8 +223,9 @@ class _Order:
         self.profile = w.Dropdown(
             options=[_HERE, *profiles], value=profile or _HERE, description="profile", **looks
         )
-        self.when = w.ToggleButtons(options=[(text, key) for key, text in _WHEN.items()], description="when",
-                                    style={"description_width": "9rem", "button_width": "8rem"})  # fmt: skip
+        self.when = w.ToggleButtons(
+            options=[(text, key) for key, text in _WHEN.items()], style={"button_width": "8rem"}
+        )
         self.name = w.Text(name, description="name", **looks)
         self.kind = w.Dropdown(options=list(_TIMES), description="trigger", **looks)
         self.time = w.Text("", placeholder=_TIMES["cron"], description="time", **looks)
@@ -233,9 +234,12 @@ class _Order:
         self.schedule = w.VBox(
             [self.name, self.kind, self.time, self.zone, self.next], layout={"display": "none"}
         )
-        self.run = w.Button(description="Run", button_style="primary", icon="play")
+        self.run = w.Button(description="Run", button_style="primary")
         self.smoke = w.Button(description="Smoke", tooltip="A tiny run that only shows that every cell works")
-        self.widgets = [self.profile, self.when, self.schedule, w.HBox([self.run, self.smoke])]
+        buttons = w.HBox([self.run, self.smoke])
+        buttons.add_class("skp-press")
+        self.when.add_class("skp-press")
+        self.widgets = [self.profile, self.when, self.schedule, buttons]
         self.next.add_class("skp-below")
         for one in (self.when, self.kind, self.time, self.zone, self.name):
             one.observe(changed, "value")
@@ -440,7 +444,8 @@ _STYLE = """
 .skp-form { --bad: #c2470a; --soft: var(--jp-ui-font-color2, GrayText); }
 body[data-jp-theme-light="false"] .skp-form, body.vscode-dark .skp-form { --bad: #ff8f50; }
 .skp-form .skp-field { margin-bottom: .15rem; }
-.skp-form .skp-below { margin: -2px 0 2px min(9.4rem, 30%); min-height: 1.3em; }
+.skp-form .skp-press { margin-left: 9.4rem; flex-wrap: wrap; width: auto; }
+.skp-form .skp-below { margin: -2px 0 2px 9.4rem; min-height: 1.3em; }
 .skp-form .skp-below .widget-html-content { line-height: 1.3; font-size: .92em; white-space: normal; }
 .skp-form .skp-soft { color: var(--soft); } .skp-form .skp-mistake { color: var(--bad); font-weight: 600; }
 """

@@ -123,7 +123,8 @@ def draw_run(
 def _say_where(progress: Progress, sources: dict[int, str]) -> Markup | None:
     if not progress.cells or progress.state == "queued":
         return None
-    count = f"cell {progress.position} of {len(progress.cells)}"
+    n = len(progress.cells)
+    count = f"{n} cells" if progress.state == "succeeded" else f"cell {progress.position} of {n}"
     line = sources.get(progress.running) if progress.running is not None else None
     return join(count, [": ", tag("code", clip(line, 60))] if line else None)
 
@@ -203,14 +204,14 @@ def list_parts(
 
 # %% ../../nbs/80m_panels.runview.ipynb #e635a7fa
 def read_trace(
-    notebook: Path,  # Executed
-    cell: int | None,  # Index of the cell that failed
+    notebook: Path,  # Executed; a note of the failure stands above all cells, so indices have moved
 ) -> str:
-    "The trace of a cell that failed; empty if there is none"
+    "The trace of the cell that failed; empty if there is none"
     try:
-        outputs = json.loads(notebook.read_bytes())["cells"][cell]["outputs"]
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        cells = json.loads(notebook.read_bytes())["cells"]
+    except (OSError, ValueError, KeyError, TypeError):
         return ""
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
     traces = [output["traceback"] for output in outputs if output.get("traceback")]
     return "\n".join(traces[-1])[-_LONGEST:] if traces else ""
 
@@ -235,7 +236,8 @@ body[data-jp-theme-light="false"] .skp-panel, body.vscode-dark .skp-panel {{ {_D
 .skp-bar {{ display: flex; gap: .8rem; align-items: center; margin: .35rem 0; }}
 .skp-bar progress {{ flex: 1; accent-color: var(--best); min-width: 6rem; }}
 .skp-run dl {{ display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; margin: .5rem 0; }}
-.skp-run dt {{ color: var(--soft); font-weight: 400; }} .skp-run dd {{ margin: 0; font-weight: 600; }}
+.skp-run :is(dt, dd) {{ float: none; display: block; width: auto; margin: 0; padding: 0; font-weight: 600; }}
+.skp-run dt {{ color: var(--soft); font-weight: 400; }}
 .skp-run .a1 {{ color: var(--bad); }} .skp-run .a2 {{ color: var(--good); }}
 .skp-run .a4 {{ color: var(--best); }}
 .skp-run .a3, .skp-run .a5, .skp-run .a6 {{ color: var(--wait); }} .skp-run .ab {{ font-weight: 600; }}

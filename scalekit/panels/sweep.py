@@ -171,7 +171,7 @@ _STYLE = """
 .skp-panel tr.skp-best td { font-weight: 600; } .skp-panel .skp-do { white-space: nowrap; }
 .skp-panel tr.skp-best td:first-child { color: var(--best); }
 .skp-sweep { grid-template-columns: minmax(0, 1fr); } .skp-sweep figure { max-width: 40rem; }
-.skp-sweep figure.wide { max-width: 68rem; }
+.skp-sweep figure.wide { max-width: 68rem; overflow-x: auto; } .skp-sweep .wide svg { min-width: 36rem; }
 @container (min-width: 70rem) { .skp-sweep { grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); } }
 """
 
