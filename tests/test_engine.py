@@ -266,7 +266,8 @@ def test_widgets_keep_their_state_if_asked_to():
 
 def test_five_megabytes_of_a_widget_leave_what_can_be_read(tmp_path):
     figure = (  # plotly's FigureWidget is one of these
-        "import anywidget\nclass FigureWidget(anywidget.AnyWidget):\n    _esm = 'x' * 5_000_000\nFigureWidget()"
+        "import anywidget\nclass FigureWidget(anywidget.AnyWidget):\n    _esm = 'x' * 5_000_000\n"
+        "FigureWidget()"
     )
     Ran(figure, path=tmp_path / "a.ipynb")
     Ran(figure, path=tmp_path / "kept.ipynb", limits=Limits(keep_widgets=True))

@@ -90,7 +90,7 @@ class RunsPanel(Panel):
         sort: str = "",  # As for `sk.runs`; empty is newest first
         limit: int = 25,
     ) -> None:
-        super().__init__(f"Runs in {store.folder.name}")
+        super().__init__(f"Runs in {store.folder.parent.name}/{store.folder.name}")
         self.store, self.project, self.sort, self.limit = store, project, sort, limit
         self.where = where
         self.chosen: list[str] = []  # Ids, at most two

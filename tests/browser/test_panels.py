@@ -58,20 +58,22 @@ def test_a_cluster_is_scaled_with_the_keyboard_and_shows_its_new_workers(lab, la
     photograph(panel, picture / "cluster-panel-ended.png")
 
 
+ELSEWHERE = """
+import json, pathlib, subprocess, sys, time
+words = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
+words += ["--no-dashboard", "--scheduler-file", "scheduler.json"]
+scheduler = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+while not (told := pathlib.Path("scheduler.json")).exists() or not told.read_text():
+    time.sleep(0.05)
+import scalekit as sk
+cluster = sk.open_cluster(json.loads(told.read_text())["address"])
+cluster
+"""
+
+
 def test_a_cluster_whose_scheduler_was_lost_says_so_and_a_closed_one_too(lab, lab_page):
     "The scheduler runs in a process of its own, as somebody else's does"
-    start = (
-        "import subprocess, sys\n"
-        "words = [sys.executable, '-m', 'distributed.cli.dask_scheduler', '--host', '127.0.0.1', '--port', '0',\n"
-        "         '--no-dashboard', '--scheduler-file', 'scheduler.json']\n"
-        "scheduler = subprocess.Popen(words, stderr=subprocess.DEVNULL)\n"
-        "import json, pathlib, time\n"
-        "while not (told := pathlib.Path('scheduler.json')).exists() or not told.read_text(): time.sleep(0.05)\n"
-        "import scalekit as sk\n"
-        "cluster = sk.open_cluster(json.loads(told.read_text())['address'])\n"
-        "cluster"
-    )
-    panel = show(lab, lab_page, "lost.ipynb", start)
+    panel = show(lab, lab_page, "lost.ipynb", ELSEWHERE)
     expect(panel.get_by_text("0 workers, 0 tasks running, 0 waiting")).to_be_visible()
     lab_page.command("notebook:insert-cell-below")
     run_code(lab_page, "scheduler.kill()")
@@ -123,7 +125,8 @@ for number, accuracy in enumerate((0.96, 0.98, 0.97)):
     run.notebook.write_text('{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}')
     run.set_state("running")
     run.append("record", values={"accuracy": accuracy, "loss": 1 - accuracy})
-    run.set_state("failed" if number == 2 else "succeeded", **({"error": "CUDA out of memory"} if number == 2 else {}))
+    how = {"state": "failed", "error": "CUDA out of memory"} if number == 2 else {"state": "succeeded"}
+    run.set_state(**how)
     run.tag("night")
     store.index(run)
 import scalekit as sk
