@@ -228,17 +228,11 @@ def test_a_job_is_deleted_also_while_it_runs(jobs):
     assert (jobs.lab.store / run_id / "run.json").exists()
 
 
-@pytest.mark.parametrize("where", ["field", "further value"])
-def test_a_job_that_takes_too_long_is_ended_and_tried_again_only_if_asked(jobs, where):
+def test_a_job_that_takes_too_long_is_ended_and_tried_again_only_if_asked(jobs):
     said = {"timeout_seconds": 1, "max_retries": 1, "min_retry_interval_millis": 10}
-    again = said | {"retry_on_timeout": True}
-    if where == "field":
-        once, twice = jobs.create("slow.ipynb", "once", **said), jobs.create("slow.ipynb", "twice", **again)
-    else:
-        once, twice = (
-            jobs.create("slow.ipynb", name, runtime_environment_parameters=table)
-            for name, table in (("once", said), ("twice", again))
-        )
+    once = jobs.create("slow.ipynb", "once", **said)
+    further = {"timeout": "1s", "retries": 1, "backoff": "0.01s", "retry_on_timeout": "yes"}
+    twice = jobs.create("slow.ipynb", "twice", runtime_environment_parameters=further)
     assert jobs.wait(once)["status"] == jobs.wait(twice)["status"] == "FAILED"
     assert "took longer" in jobs.get(once)["status_message"]
     assert [len(jobs.book.get_firing(one).attempts) for one in (once, twice)] == [1, 2]

@@ -42,10 +42,21 @@ def make_command(
     more: tuple[str, ...] = (),  # The user's own words; they win
 ) -> list[str]:
     "How JupyterLab is started: on loopback, with a token"
-    own = ["--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={Path(folder).absolute()}"]
+    own = ["--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={Path(folder).absolute()}", *list_options()]
     own += [f"--ServerApp.port={port}"] if port else []
     own += [] if browser else ["--no-browser"]
-    return [sys.executable, "-m", "jupyterlab", *own, *list_options(), *more]
+    said = {_name_option(word) for word in more}
+    usual = [word for word in own if _name_option(word) not in said]
+    return [sys.executable, "-m", "jupyterlab", *usual, *more]
+
+# %% ../../nbs/81o_lab.setup.ipynb #106b06be
+_SHORT = {"--ip": "--ServerApp.ip", "--port": "--ServerApp.port", "--notebook-dir": "--ServerApp.root_dir"}
+
+
+def _name_option(word: str) -> str:
+    "Jupyter takes each option once, under whichever name"
+    name = word.partition("=")[0]
+    return _SHORT.get(name, name)
 
 # %% ../../nbs/81o_lab.setup.ipynb #60841f7b
 def _list_settings() -> dict[str, dict[str, Any]]:
