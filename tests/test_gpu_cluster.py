@@ -47,6 +47,7 @@ def notebooks(run_on_gpus, tmp_path_factory):
             type_name = type(cluster._local).__mro__[1].__name__
             workers = list(cluster.client.run(about).values())
             three, usage, page = look(), [asdict(row) for row in cluster.usage()], cluster._repr_html_()
+            picture = cluster._repr_mimebundle_()["text/plain"]
             cluster.scale(4)
             four = look()
             try:
@@ -63,7 +64,7 @@ def notebooks(run_on_gpus, tmp_path_factory):
             cluster.scale(1)
             one = look()
         report(**{name: globals()[name] for name in
-               "type_name workers three usage page four refused replaced one".split()})
+               "type_name workers three usage page picture four refused replaced one".split()})
         """,
         visible=f"3,1,{GPU(0)},2",
         affinity="0;0;0;1",
@@ -120,6 +121,11 @@ def test_gpu_use_is_shown(notebooks):
     assert shown == {"3": (40, 4 << 20), "1": (20, 2 << 20), GPU(0): (10, 1 << 20)}
     assert {row["gpu_memory_total"] for row in notebooks["usage"]} == {80 * GIB}
     assert "<td>40 %</td><td>4 MiB</td>" in notebooks["page"]
+    heads, *rows = notebooks["picture"].splitlines()[3:]
+    assert "GPU memory" in heads
+    assert sorted(re.search(r"(\d+ %)\s+(\d MiB of 80 GiB)", row).groups() for row in rows) == [
+        ("10 %", "1 MiB of 80 GiB"), ("20 %", "2 MiB of 80 GiB"), ("40 %", "4 MiB of 80 GiB"),
+    ]  # fmt: skip
 
 
 def test_scaling_beyond_the_gpus_is_one_sentence(notebooks):
