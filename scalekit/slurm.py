@@ -302,6 +302,7 @@ class SlurmWorkers:
         self.waiting = ""  # What missing workers wait for
         self._numbers: dict[str, str] = {}  # Slurm's number of the job, by name of the worker
         self._seen: set[str] = set()  # Names of workers that have come
+        self._deaths: list[float] = []  # When workers were found dead, of late
         self._lock, self._changed, self._closing = threading.RLock(), threading.Event(), threading.Event()
         self._next_look = 0.0
         self._pause = _FIRST_PAUSE
@@ -459,9 +460,8 @@ class SlurmWorkers:
             self._tell_waiting([job for job in known.values() if job and job.state == "PENDING"])
             for name, job in gone.items():
                 self._drop(name)
-                if name in self._seen and job and job.state in _REPLACED:
-                    continue
-                self.n_wanted -= 1
+                if not (name in self._seen and job and self._may_replace(job)):
+                    self.n_wanted -= 1
             if gone and self.n_wanted:
                 try:
                     self._submit()
@@ -471,6 +471,13 @@ class SlurmWorkers:
                 last = hopeless[0] if hopeless else list(gone.values())[-1] if gone else None
                 self.trouble = self._explain(last) if last else self.trouble
                 self._changed.set()
+
+    def _may_replace(self, job: SlurmJob) -> bool:
+        "Whether Slurm took the worker away; not for ever where each one dies after a moment"
+        if job.state == "TIMEOUT":
+            return True
+        self._deaths = [when for when in self._deaths if when > monotonic() - _SOON] + [monotonic()]
+        return job.state in _REPLACED and len(self._deaths) <= _MOST_DEATHS * max(1, self.n_wanted)
 
     def _drop(self, name: str) -> None:
         "Forget a worker whose job has ended"
@@ -497,7 +504,8 @@ class SlurmWorkers:
 # %% ../nbs/11e_slurm.ipynb #76099c8b
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0  # Between two looks at Slurm's queue [s]
 _LAST_WORD = 8.0  # For Slurm to say how a job ended [s]
-_REPLACED = {"TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY", "FAILED", "COMPLETED"}
+_REPLACED = {"PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY", "FAILED", "COMPLETED"}
+_SOON, _MOST_DEATHS = 600.0, 3  # So many of a worker in so many seconds are too many
 
 # %% ../nbs/11e_slurm.ipynb #7f5e6209
 def start_slurm_workers(

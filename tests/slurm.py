@@ -1,4 +1,4 @@
-"""A real Slurm on loopback: a controller, and a node whose GPUs are clones of /dev/null; no munge, no cgroups."""
+"""A real Slurm on loopback: a controller, and a node whose GPUs are clones of /dev/null; no munge."""
 
 import os
 import shutil
@@ -123,6 +123,14 @@ def _wait_for_node(environ: dict[str, str], folder: Path) -> None:
     raise RuntimeError(f"Slurm's node did not become idle:\n{logs}")
 
 
+def _is_step(process: psutil.Process, conf: str) -> bool:
+    "Steps of jobs leave the daemon that started them"
+    try:
+        return process.info["name"] == "slurmstepd" and process.environ().get("SLURM_CONF") == conf
+    except psutil.Error:
+        return False
+
+
 def _stop(daemons: list[subprocess.Popen], environ: dict[str, str]) -> None:
     "Cancel what is left, then end the daemons and the steps that they have started, each by its number"
     subprocess.run(["scancel", "--user", "root"], env=environ, capture_output=True, timeout=20)
@@ -130,7 +138,7 @@ def _stop(daemons: list[subprocess.Popen], environ: dict[str, str]) -> None:
     while list_queue(environ) and time.monotonic() < end:
         time.sleep(0.1)
     alive = [psutil.Process(daemon.pid) for daemon in daemons if daemon.poll() is None]
-    steps = [step for process in alive for step in process.children(recursive=True)]
+    steps = [one for one in psutil.process_iter(["name"]) if _is_step(one, environ["SLURM_CONF"])]
     for daemon in daemons:
         daemon.terminate()
     _, alive = psutil.wait_procs([*alive, *steps], timeout=10)

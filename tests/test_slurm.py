@@ -20,6 +20,7 @@ import scalekit as sk
 from scalekit.cluster import open_cluster
 from scalekit.config import load_settings
 from scalekit.extras import MissingPackage
+from scalekit.jobs.book import JobBook
 from scalekit.place import BadShare
 from scalekit.profile import ConfigError
 from scalekit.store import Store
@@ -93,17 +94,6 @@ def profile_with(place: Path, lines: str) -> None:
 
 
 # What runs there
-
-
-def test_a_run_is_a_job_of_slurm_with_a_gpu_of_its_own(hpc, slurm):
-    profile_with(hpc, 'env = { COLOUR = "deep blue" }\n')
-    notebook = write_notebook(hpc / "tell.ipynb", TELL)
-    done = start_scalekit("run", notebook, "--profile", "hpc")
-    out, err = done.communicate(timeout=60)
-    assert done.returncode == 0, err
-    (row,) = Store(hpc / "runs", hpc).list_runs()
-    assert row["metrics"]["gpu"] in (0, 1, "0", "1") and row["metrics"]["colour"] == "deep blue"
-    assert list_queue(slurm) == []
 
 
 def test_trials_of_a_sweep_run_side_by_side_each_with_its_gpu_and_all_is_encrypted_and_on_loopback(
@@ -237,6 +227,15 @@ def test_a_cluster_grows_and_shrinks_by_jobs(hpc, slurm):
         assert busy.status == "pending" and any(cluster.client.processing().values())
 
 
+def test_a_worker_that_died_gets_a_successor(hpc, slurm):
+    with open_cluster("hpc") as cluster:
+        (first,), (job,) = cluster.slots, list_queue(slurm)
+        (nanny,) = cluster.client.run(os.getppid).values()
+        os.kill(nanny, signal.SIGKILL)
+        wait_until(lambda: cluster.n_slots == 1 and cluster.slots[0].worker != first.worker, 40)
+        assert list_queue(slurm) != [job]
+
+
 def test_gpus_of_slurm_are_dealt_out_by_slurm(hpc):
     notebook = write_notebook(hpc / "tell.ipynb", ("me = 0", "parameters"), TELL)
     with pytest.raises(BadShare, match="Say in the profile: gpus = 2"):
@@ -262,3 +261,19 @@ def test_keys_of_slurm_are_checked_like_all_others(place):
     (place / "scalekit.toml").write_text('[profiles.hpc]\nkind = "slurm"\nqueue = "gpu"\n')
     with pytest.raises(ConfigError, match="unknown key 'queue'. Did you mean 'partition'?"):
         load_settings()
+
+
+def test_a_job_of_the_daemon_runs_on_slurm_also_when_the_daemon_is_gone(hpc, slurm):
+    env = 'env = { COLOUR = "deep blue" }'
+    profile_with(hpc, f'{env}\n[job.nightly]\nnotebook = "slow.ipynb"\nprofile = "hpc"\n')
+    write_notebook(hpc / "slow.ipynb", FIRST_TIME_WAITS.replace("300 * first", "3"), TELL)
+    daemon = start_scalekit("serve")
+    assert subprocess.run([SCALEKIT, "trigger", "nightly"], capture_output=True).returncode == 0
+    wait_until((hpc / "been").exists, 40)
+    daemon.kill()
+    daemon.communicate()
+    wait_until(lambda: Store(hpc / "runs", hpc).list_runs(state="succeeded"), 40)
+    (row,) = Store(hpc / "runs", hpc).list_runs()
+    assert str(row["metrics"]["gpu"]) in "01" and row["metrics"]["colour"] == "deep blue"
+    (firing,) = JobBook(hpc / "runs").list_firings()
+    wait_until(lambda: JobBook(hpc / "runs").get_firing(firing.firing_id).state == "succeeded")
