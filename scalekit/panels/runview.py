@@ -8,6 +8,7 @@ __all__ = ['SIGNS', 'TONES', 'RUN_STYLE', 'find_server', 'link_file', 'draw_stat
 # %% ../../nbs/80m_panels.runview.ipynb #a09fc9aa
 import json
 import os
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
@@ -32,6 +33,10 @@ from ..rows import as_number, clip, show_value
 @cache
 def find_server() -> tuple[str, str] | None:  # Its folder, and what its addresses begin with
     "The Jupyter server around this kernel; nothing without one"
+    if (
+        "ipykernel" not in sys.modules
+    ):  # to import it would turn every widget of this process into one of a kernel
+        return None
     from ipykernel.connect import get_connection_file
 
     try:
