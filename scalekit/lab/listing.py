@@ -176,17 +176,21 @@ def page_firings(
     where, values = _choose(query)
     limit = -1 if query.max_items is None else int(query.max_items)
     offset = read_place(query.next_token)
-    sql = f"SELECT * FROM firings WHERE {where} ORDER BY {_order(query.sort_by)} LIMIT ? OFFSET ?"
+    # ids are sorted, and only the specs of the page are read
+    place = f"WHERE {where} ORDER BY {_order(query.sort_by)} LIMIT ? OFFSET ?"
     with book.file.read() as db:
         total = db.execute(f"SELECT count(*) FROM firings WHERE {where}", values).fetchone()[0]
-        rows = db.execute(sql, [*values, limit, offset]).fetchall()
-        ids = dump_json([row["firing_id"] for row in rows])
-        sql = "SELECT * FROM attempts WHERE firing_id IN (SELECT value FROM json_each(?)) ORDER BY number"
-        attempts = [make_attempt(row) for row in db.execute(sql, (ids,))]
-    own: dict[str, list[Any]] = {row["firing_id"]: [] for row in rows}
+        found = db.execute(f"SELECT firing_id FROM firings {place}", [*values, limit, offset])
+        ids = [row["firing_id"] for row in found]
+        chosen = "WHERE firing_id IN (SELECT value FROM json_each(?))"
+        rows = db.execute(f"SELECT * FROM firings {chosen}", [dump_json(ids)]).fetchall()
+        sql = f"SELECT * FROM attempts {chosen} ORDER BY number"
+        attempts = [make_attempt(row) for row in db.execute(sql, [dump_json(ids)])]
+    own: dict[str, list[Any]] = {firing_id: [] for firing_id in ids}
     for attempt in attempts:
         own[attempt.firing_id].append(attempt)
-    return [make_firing(row, own[row["firing_id"]]) for row in rows], total
+    made = {row["firing_id"]: make_firing(row, own[row["firing_id"]]) for row in rows}
+    return [made[firing_id] for firing_id in ids if firing_id in made], total
 
 
 def read_place(
