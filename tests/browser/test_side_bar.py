@@ -105,6 +105,7 @@ def test_the_side_bar_follows_a_run_from_its_first_cell_to_its_output(lab, lab_p
     output = page.locator(".jp-NotebookPanel:visible")
     expect(output).to_contain_text("epoch 11")
     lab_page.photograph(picture / "jobs-panel.png", clip=PANEL)
+    assert lab.ask("/api/sessions") == []  # what is only read needs no kernel
     told.show(2, "the end\n")
     told.do_cells(2.0, 1.0, 30.0, 5.0)
     told.end("succeeded")

@@ -172,12 +172,31 @@ function makePanel(lab, app, feed, output) {
       feed.changed.connect(() => this.update());
     }
 
+    onAfterAttach(message) {
+      super.onAfterAttach(message);
+      if (this.isVisible) this.begin(); // it was in front when JupyterLab was left
+    }
+
+    onBeforeDetach(message) {
+      this.end();
+      super.onBeforeDetach(message);
+    }
+
     onAfterShow() {
+      this.begin();
+    }
+
+    onAfterHide() {
+      this.end();
+    }
+
+    begin() {
+      this.end();
       void feed.poll.start().then(() => feed.poll.refresh());
       this.clock = setInterval(() => this.update(), 1000); // what is left, and since when, goes by
     }
 
-    onAfterHide() {
+    end() {
       void feed.poll.stop();
       clearInterval(this.clock);
     }
@@ -220,7 +239,7 @@ function draw(lab, app, feed, output) {
     h(
       'ul',
       { role: 'list' },
-      firings.map(firing => h(Job, { key: firing.id, lab, feed, output, firing, now, look: feed.look }))
+      firings.map(firing => h(Job, { key: firing.id, lab, feed, output, firing, now }))
     )
   );
 }
@@ -237,7 +256,7 @@ function Job({ lab, feed, output, firing, now }) {
     await lab.ask(`firings/${firing.id}/stop`, {});
     await feed.look();
   };
-  const hasRun = firing.run && firing.progress !== undefined ? true : Boolean(firing.run && !isOpen);
+  const hasRun = Boolean(firing.run) && (Boolean(firing.progress) || !isOpen); // else it is only reserved
   return h(
     'li',
     { className: `sk-job sk-${firing.state}` },

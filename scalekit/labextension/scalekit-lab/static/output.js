@@ -7,6 +7,9 @@ export function addOutput(lab, app, { docManager }) {
   const reports = new Map(); // Open tabs, by firing
 
   const isOutput = path => path.startsWith(`${DRIVE}:`);
+  app.docRegistry.addWidgetExtension('Notebook', {
+    createNew: (panel, context) => void (isOutput(context.path) && rest(context)) // opened, or restored
+  });
 
   return {
     isOutput,
@@ -16,9 +19,7 @@ export function addOutput(lab, app, { docManager }) {
       const path = `${DRIVE}:${id}/${name.replace(/[^\w. -]/g, '_')}.ipynb`;
       const opened = docManager.findWidget(path, 'Notebook');
       if (opened) await docManager.contextForWidget(opened).revert();
-      const noKernel = { shouldStart: false, canStart: false, autoStartDefault: false };
-      const tab = docManager.openOrReveal(path, 'Notebook', undefined, {}, noKernel);
-      if (!opened) keepClean(docManager.contextForWidget(tab).model);
+      docManager.openOrReveal(path, 'Notebook');
     },
 
     /** Read the notebook anew where it is open, for example since its run has ended */
@@ -44,8 +45,10 @@ export function addOutput(lab, app, { docManager }) {
   };
 }
 
-/** Nobody is asked to save what can't be saved */
-function keepClean(model) {
+/** What is only read needs no kernel, and nobody is asked to save what can't be saved */
+function rest({ sessionContext, model }) {
+  const none = { shouldStart: false, canStart: false, autoStartDefault: false };
+  sessionContext.kernelPreference = { ...sessionContext.kernelPreference, ...none };
   model.stateChanged.connect(() => {
     if (model.dirty) model.dirty = false;
   });
