@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -160,7 +161,9 @@ def test_a_stopped_firing_is_cancelled_and_so_is_its_run(place, book):
 def test_a_spent_budget_ends_a_run_and_is_not_tried_again(place, book):
     (place / "scalekit.toml").write_text('[profiles.dear]\nkind = "cpu"\nprice_per_hour = 7200000\n')
     write_notebook(place / "long.ipynb", "import time; time.sleep(60)")
-    spec = JobSpec("long", str(place / "long.ipynb"), profile="dear", max_cost=1.0, retries=Retries(3))
+    spec = JobSpec(
+        "long", str(place / "long.ipynb"), profile="dear", workers=2, max_cost=1.0, retries=Retries(3)
+    )
     with serving():
         firing = wait_for_end(book, book.submit(spec))
     assert (firing.state, firing.last.cause, len(firing.attempts)) == ("failed", "cost", 1)
@@ -197,7 +200,7 @@ def test_mistakes_are_told_in_a_sentence_and_are_not_tried_again(place, book):
         JobSpec("bad", str(place / "bad.ipynb"), retries=Retries(1, backoff=0.1, on=("oom",))),
     ]
     with serving():
-        ended = [wait_for_end(book, book.submit(spec)) for spec in specs]
+        ended = [wait_for_end(book, firing_id) for firing_id in [book.submit(spec) for spec in specs]]
     assert [(one.state, one.last.cause, len(one.attempts)) for one in ended] == [
         ("failed", "mistake", 1), ("failed", "mistake", 1), ("failed", "error", 1),
     ]  # fmt: skip
@@ -211,7 +214,7 @@ def test_each_firing_of_a_sweep_is_a_sweep_of_its_own(place, book, slots):
     sweep = {"grid": {"x": [1, 2]}, "goal": "max y"}
     spec = JobSpec("s", str(place / "s.ipynb"), sweep=sweep, profile=slots)
     with serving():
-        ended = [wait_for_end(book, book.submit(spec)) for _ in range(2)]
+        ended = [wait_for_end(book, firing_id) for firing_id in [book.submit(spec) for _ in range(2)]]
     assert [one.state for one in ended] == ["succeeded"] * 2
     assert sorted((place / "done").read_text().split()) == ["1", "1", "2", "2"]
     rows = Store("runs").list_runs(sweep=ended[1].last.sweep_id)
@@ -319,8 +322,6 @@ def test_a_notifier_that_fails_loses_no_run_and_is_not_asked_for_ever(hand):
 
 
 def test_a_chore_that_fails_or_hangs_stops_no_firing(tmp_path):
-    import threading
-
     hang = threading.Event()
     chores = [Chore("bad", 3600, lambda book: 1 / 0), Chore("slow", 3600, lambda book: hang.wait(30))]
     hand = ByHand(tmp_path)
@@ -398,6 +399,21 @@ def test_ten_thousand_jobs_cost_nothing_while_none_is_due(hand, monkeypatch):
     monkeypatch.setattr(hand.book, "list_firings", read)
     monkeypatch.setattr("scalekit.jobs.daemon.look_ahead", read)
     assert hand.daemon.turn() is None
+
+
+def test_a_turn_that_goes_wrong_is_not_the_last_one(hand, monkeypatch):
+    stop, turns = threading.Event(), []
+
+    def turn(self):
+        turns.append(1)
+        if len(turns) == 1:
+            raise OSError("the disk is away")
+        stop.set()
+
+    monkeypatch.setattr(Daemon, "turn", turn)
+    monkeypatch.setattr("scalekit.jobs.daemon._PAUSE", 0.01)
+    hand.daemon.run(stop)
+    assert len(turns) == 2
 
 
 def test_an_attempt_that_cannot_even_begin_says_why(tmp_path):

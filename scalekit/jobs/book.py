@@ -245,7 +245,7 @@ class JobBook:
         with self.file.write() as (db, _):
             row = db.execute("SELECT state FROM firings WHERE firing_id = ?", (firing,)).fetchone()
             if row is not None and row["state"] in OPEN:
-                way = f"End it first: scalekit jobs stop {firing}"
+                way = f"End it first: scalekit stop {firing}"
                 raise BookError(f"firing {firing} is {row['state']} and can't be removed. {way}")
             db.execute("DELETE FROM firings WHERE firing_id = ?", (firing,))
             db.execute("DELETE FROM attempts WHERE firing_id = ?", (firing,))

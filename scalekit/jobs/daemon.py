@@ -143,13 +143,15 @@ class Daemon:
         for chore in self.hooks.chores:  # scalekit.toml is read before anything is fired
             self._chores[chore.name] = time.monotonic() + chore.every
             self._helper.do(chore.name, partial(chore.do, self.book))
-        self._helper.wait(_PATIENCE)
+        patience = time.monotonic() + _PATIENCE
+        while not (stop.is_set() or self._helper.wait(_TICK) or time.monotonic() > patience):
+            continue
         while not stop.is_set():
             try:
                 self.turn()
                 stop.wait(self._find_pause())
-            except BookError as error:  # a full disk, or a book that was damaged: nothing is lost by waiting
-                self.log("trouble", error=error)
+            except Exception as error:  # a full disk, a damaged book: the next turn begins anew
+                self.log("trouble", error=error if isinstance(error, ScaleKitError) else repr(error))
                 self.known.forget()
                 self.book.close()
                 stop.wait(_PAUSE)

@@ -35,7 +35,7 @@ def find_need(
     spec = firing.spec
     try:
         profile = load_settings(os.path.dirname(spec.notebook)).get_profile(spec.profile or "auto")
-    except ScaleKitError:  # it will say so itself
+    except (ScaleKitError, OSError):  # it will say so itself
         return Need()
     if profile.address or profile.kind not in ("auto", "cpu", "gpu"):
         return Need("elsewhere")
@@ -104,7 +104,17 @@ class Tending:
                 continue
             key = (firing.firing_id, last.number)
             alive.add(key)
-            if (end := self._find_end(firing, last, self._children.get(key))) is not None:
+            try:
+                end = self._find_end(firing, last, self._children.get(key))
+            except (
+                ScaleKitError,
+                ValueError,
+                KeyError,
+                TypeError,
+            ) as error:  # one stops no other
+                self.log("trouble", job=firing.name, firing=firing.firing_id, error=repr(error))
+                continue
+            if end is not None:
                 self._end(firing, last, end)
         self._forget(alive)
 
