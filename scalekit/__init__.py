@@ -31,7 +31,7 @@ _public = {
     "ranks.launcher": "launch",
     "ranks.world": "Preempted current_world",
     "budget": "Budget",
-    "jobs.schedule": "schedule list_jobs pause_job resume_job trigger_job backfill_job unschedule",
+    "jobs.schedule": "schedule list_jobs list_firings pause_job resume_job trigger_job backfill_job unschedule",
     "train.loop": "training",
     "train.foreign": "check_world",
     "train.partitions": "Partitions",
@@ -64,6 +64,7 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .inference.driver import Predictions as Predictions
     from .inference.driver import predict as predict
     from .jobs.schedule import backfill_job as backfill_job
+    from .jobs.schedule import list_firings as list_firings
     from .jobs.schedule import list_jobs as list_jobs
     from .jobs.schedule import pause_job as pause_job
     from .jobs.schedule import resume_job as resume_job

@@ -48,11 +48,11 @@ def _complaint(home, **table):
 
 WRONG = {
     "notebook": [1, "", "train.py"], "parameters": [1, [], {"a b": 1}], "sweep": ["lr", []],
-    "profile": [4, ""], "workers": [0, 1.5, "4", True], 
+    "profile": [4, ""], "workers": [0, 1.5, "4", True],
     "cron": ["", "daily", "0 25 * * *", "* * * *", 5, "@nightly", "0 0 31 2 *"],
     "every": ["0", "soon", -1, "", True, "500ms"], "at": ["22:00", "tomorrow", "2026-13-01", True],
     "after": ["", " a", "a\nb"], "files": ["", 5], "timezone": ["CEST+1", "Mars", 2],
-    "window": ["22-6", "night", 5], "window_end": ["stop"], "timeout": [0, "-4h", "long"], 
+    "window": ["22-6", "night", 5], "window_end": ["stop"], "timeout": [0, "-4h", "long"],
     "retries": [-1, "3", 1.5], "max_cost": [0, -1, "40"],
     "catch_up": ["first"], "overlap": ["kill"], "notify": ["me", ["me"]], "keep": [30], "tags": ["a", [1]],
     "track": ["wanddb"], "resume": ["yes", 1],

@@ -168,6 +168,8 @@ def test_the_next_due_times_of_all_jobs_come_in_their_order(home, capsys):
     assert [one["name"] for one in coming].count("often") == 6 and len(coming) == 8
     assert [one["due"] for one in coming] == sorted(one["due"] for one in coming)
     assert len(_say(capsys, "jobs", "--next", "3").splitlines()) == 4
+    _say(capsys, "pause", "often")
+    assert {one["name"] for one in json.loads(_say(capsys, "jobs", "--next", "8", "--json"))} == {"seldom"}
 
 
 def test_who_has_no_daemon_is_told(home, capsys):

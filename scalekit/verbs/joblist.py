@@ -168,7 +168,7 @@ def _word_firing(firing: "Firing") -> dict[str, Any]:
     last = firing.last
     took = (firing.ended - firing.started).total_seconds() if firing.ended and firing.started else None
     return {
-        "due": f"{firing.due.astimezone():%Y-%m-%d %H:%M:%S}", "state": firing.state,
+        "due": f"{firing.due.astimezone():%Y-%m-%d %H:%M}", "state": firing.state,
         "attempts": len(firing.attempts) or None, "took": took and human_seconds(took),
         "run": last and (last.run_id or last.sweep_id), "reason": firing.reason or (last and last.error),
     }  # fmt: skip
