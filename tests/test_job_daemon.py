@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import job_faults
 import pytest
 from job_faults import Torture
 from notebooks import write_notebook
@@ -354,6 +355,16 @@ def test_a_clock_set_back_fires_nothing_twice_and_set_forward_follows_catch_up(h
     assert hand.go(3 * HOUR) == [("a", "succeeded"), ("a", "missed"), ("a", "missed"), ("a", "running")]
 
 
+def test_a_firing_that_was_deleted_does_not_come_back_with_the_clock(hand):
+    hand.put()
+    hand.go(0 * HOUR)
+    hand.go()
+    hand.end()
+    hand.book.remove_firing(hand.book.list_firings()[0].firing_id)
+    hand.restart()
+    assert hand.go(-2 * HOUR) == hand.go(2 * HOUR) == []
+
+
 def test_a_clock_that_was_years_ahead_and_comes_back_fires_again(hand):
     hand.put(catch_up="none")
     hand.go(0 * HOUR)
@@ -429,6 +440,28 @@ def test_an_attempt_that_cannot_even_begin_says_why(tmp_path):
     wait_until(turn)
     reason = book.get_firing(firing_id).reason
     assert reason == "its process ended with exit code 3 before it began: no such module"
+
+
+def test_of_several_processes_for_one_attempt_one_does_the_work(tmp_path):
+    with Torture(tmp_path, NOON, rate=1.0) as torture:
+        spec = JobSpec("a", "/torture/none.ipynb", {"seconds": 0.3})
+        firing_id = torture.book.submit(spec)
+        torture.book.begin_attempt(firing_id, "20260501-120000-000-9f2c1a")
+        words = [
+            sys.executable,
+            job_faults.__file__,
+            "play",
+            torture.clock.path,
+            torture.book.store,
+            firing_id,
+            "1",
+        ]
+        processes = [subprocess.Popen(words) for _ in range(3)]
+        assert [process.wait() for process in processes] == [0, 0, 0]
+        assert subprocess.run(words).returncode == 0  # long after
+        lines = (torture.book.folder / "work.log").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["begin", "end"]
+    assert torture.book.get_firing(firing_id).state == "succeeded"
 
 
 def test_a_reserved_attempt_whose_daemon_died_is_started_by_the_next(tmp_path):
