@@ -108,6 +108,17 @@ def test_a_paused_panel_reads_nothing():
     assert panel.n_reads == n_reads
 
 
+def test_a_panel_that_nobody_sees_reads_seldom_until_somebody_looks():
+    panel = open_counter({"n": 1})
+    panel._take(None, {"do": "unseen"}, [])
+    time.sleep(0.1)
+    n_reads = panel.n_reads
+    time.sleep(0.3)
+    assert panel.n_reads <= n_reads + 1
+    panel._take(None, {"do": "seen"}, [])
+    wait_for(lambda: panel.n_reads > n_reads + 5)
+
+
 def test_numbers_that_did_not_change_are_not_sent_again():
     panel = Counter()
     panel.answers = [{"n": 1}]

@@ -94,7 +94,7 @@ class Panel:
         self.trouble: Trouble | None = None  # What is wrong
         self._read_at = 0.0  # When [s, monotonic]
         self._n_failures = self._n_ticks = 0
-        self._paused = self._over = self._forget = False
+        self._paused = self._unseen = self._over = self._forget = False
         self._work_trouble: Trouble | None = None
         self._orders: dict[str, tuple[float, Callable[[], Any]]] = {}
         self._lock = threading.Lock()
@@ -227,7 +227,7 @@ class Panel:
             return None
         before = self.body
         self._read()
-        pause = self.period * min(2**self._n_failures, _RAREST)
+        pause = self.period * (_RAREST if self._unseen else min(2**self._n_failures, _RAREST))
         self._tell(self.body if self.body != before or not self._n_ticks else None, pause)
         if self.body is not None and not self._n_failures:
             self.follow(self.body)
@@ -272,6 +272,9 @@ class Panel:
             case "pause" | "continue" as do:
                 self._paused = do == "pause"
                 self.wake()
+            case "seen" | "unseen" as do:
+                self._unseen = do == "unseen"
+                self.wake()
             case _:
                 self.handle(order)
 
@@ -303,7 +306,7 @@ _SILENT = (
     "The kernel is silent: it is busy, was restarted, or is out of reach. If it stays so, run the cell again."
 )
 _FIRST = 2.0  # How long a cell waits for the first numbers, which its saved picture shows [s]
-_RAREST = 30  # Periods between attempts that fail
+_RAREST = 30  # Periods between attempts that fail, and while nobody looks
 
 
 def _disable(control):

@@ -93,9 +93,10 @@ function fillRow({row, bars, button, name, tasks}, values, folds, most) {
 
 # %% ../../nbs/80f_panels.meters.ipynb #fc663f1d
 _TABLE = """
+const APART = "; kernels of notebooks are processes of their own";
 const HEADS = [
-  ["worker"], ["tasks", "running + waiting at the worker"], ["CPU", "of one core"],
-  ["memory", "of the worker processes"], ["GPU", "time with a kernel on it"], ["GPU memory"],
+  ["worker"], ["tasks", "running + waiting at the worker"], ["CPU", `of one core${APART}`],
+  ["memory", `of the worker${APART}`], ["GPU", "time with a kernel on it"], ["GPU memory"],
   ["network", "in and out of the machine"], ["spilled", "to disk, because memory was short"],
 ];
 const count = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;

@@ -60,6 +60,7 @@ $draw
 
 export default () => {
   let heard = Date.now();  // of the model, not of a view: JupyterLab makes views anew when it scrolls
+  let views = 0, unseen = false;
   return {
     initialize({ model }) { model.on("change:head", () => { heard = Date.now(); }); },
     render({ model, el }) {
@@ -78,6 +79,9 @@ export default () => {
       setTimeout(() => output()?.setAttribute("data-lm-suppress-shortcuts", "true"));
 
       const send = order => model.send(order);
+      views += 1;
+      if (unseen) send({do: "seen"});
+      unseen = false;
       pause.addEventListener("click", () => send({do: pause.ariaPressed === "true" ? "continue" : "pause"}));
       root.addEventListener("click", event => {
         const button = event.target.closest("[data-do]");
@@ -123,8 +127,15 @@ export default () => {
       showHead();
       showBody();
       const clock = setInterval(showHead, 1000);
+      const leave = () => {
+        if (views > 0) return;
+        unseen = true;
+        send({do: "unseen"});
+      };
       return () => {
         clearInterval(clock);
+        views -= 1;
+        setTimeout(leave, 1000);  // a view that is made anew is there by then
         model.off("change:head", showHead);
         model.off("change:body", showBody);
       };

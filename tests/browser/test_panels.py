@@ -164,3 +164,14 @@ def test_runs_are_filtered_compared_tagged_and_started_again_with_other_values(l
     panel.get_by_role("button", name="Run with changes").press("Enter")
     expect(lab_page.page.get_by_role("textbox", name="epochs")).to_have_value("20")
     photograph(panel, picture / "runs-panel-rerun.png")
+    lab_page.command("notebook:clear-all-cell-outputs")
+    seen = lab.root / "seen.txt"
+    while not seen.exists() or "True" in seen.read_text():
+        run_code(lab_page, SEEN)
+
+
+SEEN = """
+from scalekit.panels import frame
+with open("seen.txt", "w") as file:
+    file.write(str([not panel._unseen for panel in frame._open]))
+"""
