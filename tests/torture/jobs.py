@@ -36,7 +36,7 @@ def make_jobs() -> list[JobSpec]:
     ]
     return [
         JobSpec(
-            f"job-{n}", "/torture/none.ipynb", {"seconds": 0.2 + n % 5 / 10}, cron=cron,
+            f"job-{n}", "/torture/none.ipynb", {"seconds": 0.4 + n % 5 / 10}, cron=cron,
             timezone=ZONES[n % 5], catch_up=WAYS[n % 5][0], overlap=WAYS[n % 5][1],
             retries=Retries(n=5, backoff=60.0, factor=1.0),
         )
@@ -65,7 +65,7 @@ def main() -> int:
         while torture.clock() < BEGIN + WEEK:
             time.sleep(chance.uniform(0.3, 1.7) * seconds / n_kills)
             torture.kill_a_daemon(chance)
-            if chance.random() < 0.2:
+            if chance.random() < 0.6:
                 torture.kill_an_attempt(chance)
             if jumps and time.monotonic() - start > jumps[0][0] * seconds:
                 torture.clock.jump(jumps.pop(0)[1])
