@@ -1,14 +1,7 @@
-/* The side bar: what runs, how far it is, how long it still takes; and what became of the rest.
- *
- * It asks the server once a second while something runs, every two seconds otherwise, and not at all while nobody
- * can see it. The server answers with what has changed. Times of the server are set against its own clock. */
+/* The side bar: what runs, how far it is, how long it still takes; and what became of the rest. */
 
 const RUN = 'scalekit:run-as-job';
 const SHOW = 'scalekit:show-jobs';
-const BUSY = 1000; // Between two questions while something goes on [ms]
-const CALM = 2000;
-const SLOWEST = 10_000; // While the server doesn't answer
-
 const NO_DAEMON = 'Jobs wait: no daemon is at work in this store. Start one in a terminal: scalekit serve';
 
 const STATES = {
@@ -23,9 +16,7 @@ const STATES = {
 };
 const OPEN = new Set(['waiting', 'running', 'stopping']);
 
-export function addJobs(lab, app, { tracker, palette, restorer, output }) {
-  addRun(lab, app, tracker, palette, output);
-  const feed = makeFeed(lab, output);
+export function addJobs(lab, app, { palette, restorer, output, feed }) {
   const panel = makePanel(lab, app, feed, output);
   app.shell.add(panel, 'left', { rank: 900 });
   restorer?.add(panel, panel.id);
@@ -35,129 +26,6 @@ export function addJobs(lab, app, { tracker, palette, restorer, output }) {
     execute: () => app.shell.activateById(panel.id)
   });
   palette?.addItem({ command: SHOW, category: 'scalekit' });
-}
-
-/** "Run as Job": the job form for the notebook in front, as it is now.
- *
- * jupyter-scheduler's own command asks the file browser what is selected there, which may be another file. What it
- * does to restore a tab takes the whole state of its form, so that is how the form learns which notebook is meant. */
-function addRun(lab, app, tracker, palette, output) {
-  const open = 'scheduling:restore-layout';
-  const CREATE = 1; // The form, among the views of jupyter-scheduler's tab
-  app.commands.addCommand(RUN, {
-    label: 'Run as Job',
-    caption: 'Run this notebook as a job, now or on a schedule',
-    icon: lab.icon,
-    isEnabled: () => {
-      const { path } = tracker.currentWidget?.context ?? {};
-      return path !== undefined && !output.isOutput(path) && app.commands.hasCommand(open);
-    },
-    execute: async () => {
-      const { context } = tracker.currentWidget;
-      if (context.model.dirty) await context.save();
-      return app.commands.execute(open, { jobsView: CREATE, createJobModel: makeModel(lab, context.localPath) });
-    }
-  });
-  palette?.addItem({ command: RUN, category: 'scalekit' });
-  app.docRegistry.addWidgetExtension('Notebook', {
-    createNew: panel => {
-      const button = new lab.apputils.CommandToolbarButton({ commands: app.commands, id: RUN });
-      if (!panel.toolbar.insertAfter('cellType', 'scalekit-run', button)) {
-        panel.toolbar.insertItem(10, 'scalekit-run', button);
-      }
-      return button;
-    }
-  });
-}
-
-/** The state of jupyter-scheduler's form before anything is typed */
-function makeModel({ coreutils: { PathExt } }, path) {
-  const stem = PathExt.basename(path, '.ipynb').replace(/[^\w. -]/g, '').replace(/^[ -]+/, '');
-  return {
-    key: Math.random(),
-    jobName: stem.slice(0, 63) || 'job',
-    inputFile: path,
-    outputPath: PathExt.dirname(path),
-    environment: '', // The first one
-    createType: 'Job',
-    schedule: '0 0 * * MON-FRI',
-    scheduleInterval: 'weekday',
-    scheduleClock: '00:00',
-    scheduleMinute: '0',
-    scheduleMonthDay: '1',
-    scheduleWeekDay: '1',
-    timezone: Intl.DateTimeFormat().resolvedOptions().timeZone
-  };
-}
-
-/** What is known of jobs, kept up to date while somebody looks */
-function makeFeed({ ask, polling, signaling }, output) {
-  const feed = {
-    firings: new Map(),
-    details: new Map(), // Of those that are unfolded
-    state: 'connecting',
-    trouble: '',
-    isIdle: false, // Something waits, and nobody is there who would start it
-    skew: 0, // Of the server's clock [ms]
-    answered: 0
-  };
-  feed.changed = new signaling.Signal(feed);
-  let cursor = '';
-
-  const take = news => {
-    if (news.all) feed.firings.clear();
-    for (const firing of news.firings) {
-      const before = feed.firings.get(firing.id);
-      feed.firings.set(firing.id, firing);
-      if (before && OPEN.has(before.state) && !OPEN.has(firing.state)) output.refresh(firing).catch(() => {});
-    }
-    news.gone.forEach(id => feed.firings.delete(id));
-    feed.skew = Date.parse(news.now) - Date.now();
-    feed.isIdle = !news.daemon && [...feed.firings.values()].some(firing => firing.state === 'waiting');
-    cursor = news.cursor;
-  };
-
-  const detail = async id => {
-    const firing = feed.firings.get(id);
-    const known = feed.details.get(id);
-    if (!firing || (known?.last && !OPEN.has(firing.state))) return;
-    const told = await ask(`firings/${id}`);
-    if (feed.details.has(id)) feed.details.set(id, { ...told, last: !OPEN.has(firing.state) });
-  };
-
-  const look = async () => {
-    try {
-      take(await ask(`live?cursor=${encodeURIComponent(cursor)}`));
-      await Promise.all([...feed.details.keys()].map(detail));
-      const isBusy = [...feed.firings.values()].some(firing => OPEN.has(firing.state));
-      feed.poll.frequency = { interval: isBusy ? BUSY : CALM, max: SLOWEST, backoff: true };
-      Object.assign(feed, { state: 'live', trouble: '', answered: Date.now() });
-    } catch (error) {
-      Object.assign(feed, { state: feed.answered ? 'retrying' : 'unavailable', trouble: error.message });
-      throw error; // the poll waits longer and longer
-    } finally {
-      feed.changed.emit();
-    }
-  };
-
-  feed.poll = new polling.Poll({
-    name: 'scalekit-lab:jobs',
-    auto: false,
-    factory: look,
-    frequency: { interval: CALM, max: SLOWEST, backoff: true },
-    standby: 'when-hidden'
-  });
-  feed.look = () => feed.poll.refresh();
-  feed.unfold = async id => {
-    feed.details.set(id, {});
-    await detail(id).catch(() => {});
-    feed.changed.emit();
-  };
-  feed.fold = id => {
-    feed.details.delete(id);
-    feed.changed.emit();
-  };
-  return feed;
 }
 
 function makePanel(lab, app, feed, output) {

@@ -42,8 +42,8 @@ export async function makePlugins(use) {
       '<path class="jp-icon3" fill="#616161" d="M3 17h4v4H3zm7-6h4v10h-4zm7-8h4v18h-4z"/></svg>'
   });
 
-  const parts = ['server', 'templates', 'parameters', 'output', 'jobs', 'form'];
-  const [server, templates, parameters, output, jobs, form] = await Promise.all(
+  const parts = ['server', 'templates', 'parameters', 'output', 'run', 'feed', 'jobs', 'form'];
+  const [server, templates, parameters, output, run, feed, jobs, form] = await Promise.all(
     parts.map(part => load(`${part}.js`))
   );
   lab.ask = server.makeAsk(lab);
@@ -65,7 +65,8 @@ export async function makePlugins(use) {
         templates.addTemplates(lab, app, { launcher, palette, browser });
         parameters.addParameters(app, { tracker, palette });
         const shown = output.addOutput(lab, app, { docManager });
-        jobs.addJobs(lab, app, { tracker, palette, restorer, output: shown });
+        run.addRun(lab, app, { tracker, palette, output: shown });
+        jobs.addJobs(lab, app, { palette, restorer, output: shown, feed: feed.makeFeed(lab, shown) });
       }
     }
   ];
