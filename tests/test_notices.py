@@ -367,4 +367,7 @@ def test_the_daemon_tells_of_a_failed_job_and_of_its_recovery(hook, place):
         daemon.communicate(timeout=20)
     told = [json.loads(body) for _, _, body in hook.got]
     assert [one["fields"]["event"] for one in told] == ["failed", "recovered"]
+    shown = subprocess.run([SCALEKIT, "jobs", "nightly", "--json"], capture_output=True, text=True)
+    states = [(one["event"], one["state"]) for one in json.loads(shown.stdout)["notices"]]
+    assert states == [("failed", "sent"), ("recovered", "sent")]
     assert "AssertionError: not yet" in told[0]["text"] and "Path('well')" in told[0]["text"]

@@ -182,7 +182,7 @@ def test_a_job_that_can_not_be_says_why_and_leaves_nothing(hpc, slurm, lines, to
     assert row["state"] == "failed" and told in row["error"]
 
 
-def test_a_run_that_waits_in_the_queue_says_for_what_and_can_be_stopped(hpc, slurm):
+def test_a_run_that_waits_in_the_queue_says_for_what_and_ctrl_c_ends_it_in_order(hpc, slurm):
     subprocess.run(["sbatch", "-o", "/dev/null", "--gres=gpu:2", "--wrap", "sleep 60"], check=True)
     wait_until(lambda: "RUNNING" in "".join(list_queue(slurm)))
     notebook = write_notebook(hpc / "tell.ipynb", TELL)
@@ -191,7 +191,7 @@ def test_a_run_that_waits_in_the_queue_says_for_what_and_can_be_stopped(hpc, slu
         words = [SCALEKIT, "run", str(notebook), "--profile", "hpc"]
         process = subprocess.Popen(words, stderr=said, stdout=said)
         wait_until(lambda: "waiting for Slurm: Resources" in log.read_text(), 30)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
         assert process.wait(30) == 1
     (row,) = Store(hpc / "runs", hpc).list_runs()
     assert row["state"] == "cancelled"

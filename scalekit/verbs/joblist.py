@@ -136,8 +136,10 @@ def _show_job(book: "Ledger", args: argparse.Namespace) -> int:
         raise BadJob(row["trouble"])
     if row is None and not firings:
         book.get_job(args.job)  # raises, with the nearest name
+    notices = _list_notices(book, row)
     if args.json:
-        print_json({"job": row, "firings": [_plain_firing(one) for one in firings]})
+        told = {"job": row, "firings": [_plain_firing(one) for one in firings], "notices": notices}
+        print_json(told)
         return 0
     if row is not None:
         _print_job(row, book.get_job(row["job_id"]).spec)
@@ -146,9 +148,22 @@ def _show_job(book: "Ledger", args: argparse.Namespace) -> int:
     if firings:
         columns = ["due", "state", "attempts", "took", "run", "reason"]
         print_table([_word_firing(one) for one in firings], columns, least=("attempts", "took", "reason"))
+    for notice in notices:
+        if notice["state"] != "sent":
+            why = f", {notice['error']}" if notice["error"] else ""
+            print(f"notice of {notice['event']} to {notice['to']}: {notice['state']}{why}")
     if row is not None:
         print_daemon(book.store, row["active"])
     return 0
+
+
+def _list_notices(book: "Ledger", row: dict[str, Any] | None) -> list[dict[str, Any]]:
+    "What a job told whom in the last month"
+    from scalekit.jobs.notices import Outbox
+
+    found = Outbox(book.store).list_notices(row["job_id"]) if row is not None else []
+    return [{"event": one.facts["fields"]["event"], "to": one.receiver, "state": one.state,
+             "tries": one.n_tries, "error": one.error, "created": one.created} for one in found]  # fmt: skip
 
 
 def _print_job(row: dict[str, Any], spec: Any) -> None:
