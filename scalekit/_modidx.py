@@ -5181,7 +5181,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'scalekit/roof/distance.py'),
                                         'scalekit.roof.distance._time_steps': ( 'roof.distance.html#_time_steps',
                                                                                 'scalekit/roof/distance.py'),
-                                        'scalekit.roof.distance.find_distance': ( 'roof.distance.html#find_distance',
+                                        'scalekit.roof.distance.measure_limit': ( 'roof.distance.html#measure_limit',
                                                                                   'scalekit/roof/distance.py'),
                                         'scalekit.roof.distance.time_loader': ( 'roof.distance.html#time_loader',
                                                                                 'scalekit/roof/distance.py')},

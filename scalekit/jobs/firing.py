@@ -41,6 +41,9 @@ class Job:
     gone: bool = False  # Removed; only readers of changes see it
     version: int = 0  # Of the book, when it was changed last
 
+    def __repr__(self) -> str:
+        return f"Job({self.spec}{'' if self.active else ', paused'})"
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -82,6 +85,9 @@ class Firing:
     stop: str | None = None  # Who asked for its end, in words
     token: str | None = None
     version: int = 0  # Of the book, when it was changed last
+
+    def __repr__(self) -> str:
+        return f"Firing({self.firing_id}, {self.name}, due {as_text(self.due)[:19]}Z, {self.state})"
 
     @property
     def is_open(self) -> bool:
