@@ -27,6 +27,7 @@ _public = {
     "footprint.estimate": "estimate_memory",
     "footprint.probe": "largest_batch",
     "measuring.probing": "measure",
+    "roof.distance": "measure_limit",
     "ranks.attempts": "RankFailed",
     "ranks.launcher": "launch",
     "ranks.world": "Preempted current_world",
@@ -37,6 +38,7 @@ _public = {
     "train.partitions": "Partitions",
     "inference.driver": "Predictions predict",
     "scaling.fitted": "fit_scaling",
+    "panels.advisor": "AdvisorPanel advisor",
     "panels.form": "RunForm form",
     "panels.runs": "RunsPanel show_runs",
     "panels.sweep": "SweepPanel start_sweep watch",
@@ -74,6 +76,8 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .measuring.probing import measure as measure
     from .overview import export as export
     from .overview import kpi as kpi
+    from .panels.advisor import AdvisorPanel as AdvisorPanel
+    from .panels.advisor import advisor as advisor
     from .panels.form import RunForm as RunForm
     from .panels.form import form as form
     from .panels.runs import RunsPanel as RunsPanel
@@ -86,6 +90,7 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .ranks.world import Preempted as Preempted
     from .ranks.world import current_world as current_world
     from .reports import report as report
+    from .roof.distance import measure_limit as measure_limit
     from .runner import Run as Run
     from .runner import RunFailed as RunFailed
     from .runner import run as run
