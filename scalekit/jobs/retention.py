@@ -22,6 +22,7 @@ from ..core import ScaleKitError, sync_folder
 from ..events import StoreError, load_json, promise
 from .book import JobBook
 from .firing import Firing
+from .inputs import drop_work
 from ..journal.records import measure_folders
 from ..ranking import find_best_rows
 from ..seal import LATER, LEASE
@@ -212,6 +213,7 @@ def apply_retention(
     for firing_id in {verdict.firing_id for verdict in removed} - kept:
         for log in (store.folder / "jobs" / "logs").glob(f"{firing_id}.*.log"):
             log.unlink(missing_ok=True)
+        drop_work(store.folder, firing_id)
     return removed
 
 

@@ -7,7 +7,6 @@ __all__ = ['ScalekitExecution', 'ScalekitScheduler', 'ScalekitFiles']
 
 # %% ../../nbs/81n_lab.scheduler.ipynb #1d27ec8f
 import asyncio
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -42,7 +41,7 @@ from ..config import load_settings
 from ..core import ScaleKitError
 from ..events import dump_json
 from ..jobs.firing import CLOSED, OPEN, Firing
-from ..jobs.inputs import WORK, drop_input
+from ..jobs.inputs import drop_input, drop_work
 from ..jobs.ledger import Ledger
 from ..jobs.spec import JobSpec
 from scalekit.lab.listing import (
@@ -191,7 +190,7 @@ class ScalekitScheduler(BaseScheduler):
         self.book.stop(job_id, "deleted in JupyterLab")
         _wait_for_end(self.book, job_id)
         self.book.remove_firing(job_id)
-        shutil.rmtree(self.book.store / WORK / job_id, ignore_errors=True)
+        drop_work(self.book.store, job_id)
         forget_input(self.book, firing.spec)
 
     # Job definitions of jupyter-scheduler
