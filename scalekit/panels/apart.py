@@ -39,13 +39,13 @@ class Apart:
         log: Path,  # What it prints; its folder is made
         folder: Path | None = None,  # Where it works; default: here
     ) -> None:
-        import cloudpickle
+        import cloudpickle  # type: ignore[import-untyped]
 
         log.parent.mkdir(parents=True, exist_ok=True)
         inherited = {name: value for name, value in os.environ.items() if name not in _OWN}
         with open(log, "wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=output, stderr=output,
+                [sys.executable, "-m", _PROGRAM], stdin=subprocess.PIPE, stdout=output, stderr=output,
                 start_new_session=True, env=inherited, cwd=folder,
             )  # fmt: skip
         self.log, self.pid = log, self._process.pid
@@ -65,6 +65,7 @@ class Apart:
         return lines[-1] if lines else f"exit code {self.poll()}"
 
 # %% ../../nbs/80l_panels.apart.ipynb #7d4336e3
+_PROGRAM = "scalekit.panels.apart"  # This room
 _OWN = ("SCALEKIT_BUNDLE", "JPY_PARENT_PID", "JPY_SESSION_NAME")  # Of this kernel, and not of what it starts
 
 
@@ -145,5 +146,5 @@ def _do_sweep(plan: SweepPlan, profile: str | None, n_workers: int | None, store
     run_sweep(plan, profile, n_workers, store)
 
 # %% ../../nbs/80l_panels.apart.ipynb #d7b32b65
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[0].endswith("apart.py"):
     main()

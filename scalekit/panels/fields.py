@@ -47,7 +47,11 @@ NOT_CHOSEN = "choose …"  # First of the choices where there is no default
 
 def _make_field(notebook: str, parameter: Parameter) -> Field:
     start = _write_start(notebook, parameter)
-    about = {"hint": _describe(parameter), "help": parameter.help, "required": parameter.required}
+    about: dict[str, Any] = {
+        "hint": _describe(parameter),
+        "help": parameter.help,
+        "required": parameter.required,
+    }
     if parameter.secret:
         known = "as in the notebook" if not parameter.required else ""
         return Field(parameter.name, "secret", "", placeholder=known, **about)

@@ -63,7 +63,8 @@ def list_next(
     n: int = 3,  # At most so many
 ) -> list[str]:  # For example `"Sat 2026-05-02 02:00 CEST"`
     "When a job is due next"
-    moment, zone, found = after or datetime.now(UTC), find_zone(spec.timezone), []
+    moment, zone = after or datetime.now(UTC), find_zone(spec.timezone)
+    found: list[str] = []
     while len(found) < n and (due := next_due(spec, moment)) is not None:
         moment = due
         found.append(f"{due.astimezone(zone):%a %Y-%m-%d %H:%M %Z}")

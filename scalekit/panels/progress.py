@@ -160,7 +160,8 @@ def estimate(
     usual = {index: median(times) for index in left if (times := _times_of(index, earlier))}
     if left and len(usual) == len(left):
         rest = sum(time for index, time in usual.items() if index != progress.running)
-        rest += max(0.0, usual.get(progress.running, 0.0) - in_cell)  # type: ignore[arg-type]
+        if progress.running is not None:
+            rest += max(0.0, usual.get(progress.running, 0.0) - in_cell)
         n = len(earlier)
         return Estimate(rest, f"by {n} earlier run{'s' if n > 1 else ''}")
     if not progress.n_done:
