@@ -151,6 +151,9 @@ def test_a_failure_is_told_with_its_cell_and_a_link_over_tls(mailbox, place, clo
         assert said in text and said in page, text
     assert run.notebook.as_uri() in text
     assert Outbox(place / "runs").list_waiting() == []
+    assert (
+        post_notices(place / "runs", firing, ("failed",), clock) == []
+    )  # a daemon that was killed asks again
 
 
 def test_a_wrong_password_is_told_and_the_notice_waits_for_the_right_one(mailbox, tmp_path, clock):
