@@ -21,9 +21,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from scalekit.core import write_atomic
-from scalekit.jobs.attempt import End, carry_out, describe_job
+from scalekit.jobs.attempt import carry_out, describe_job
 from scalekit.jobs.beside import Hooks
 from scalekit.jobs.calendar import due_times
+from scalekit.jobs.ends import End
 from scalekit.jobs.firing import Attempt, Firing
 from scalekit.jobs.leader import find_leader
 from scalekit.jobs.ledger import Ledger

@@ -16,9 +16,10 @@ from job_faults import Torture
 from notebooks import write_notebook
 from processes import wait_until
 
-from scalekit.jobs.attempt import End, tell_end
+from scalekit.jobs.attempt import tell_end
 from scalekit.jobs.beside import Chore, Hooks
 from scalekit.jobs.daemon import Daemon
+from scalekit.jobs.ends import End
 from scalekit.jobs.firing import Firing
 from scalekit.jobs.leader import AnotherDaemon, find_leader
 from scalekit.jobs.ledger import Ledger

@@ -17,9 +17,10 @@ from ..bundle import Bundle
 from ..config import load_settings
 from ..core import ScaleKitError
 from ..execute import end_lost_run
-from .attempt import End, count_gpus, judge_run, make_command, start_attempt, tell_end
+from .attempt import count_gpus, make_command, start_attempt, tell_end
 from .claims import why_abandoned
 from .decide import Need
+from .ends import End, judge_run
 from .firing import Attempt, Firing
 from .ledger import Ledger
 from ..lease import disk_clock, why_lost
