@@ -266,9 +266,10 @@ def _check_values(spec: JobSpec) -> None:
     signature = read_signature(spec.notebook)
     for parameter in signature.parameters.values():
         if parameter.secret and (parameter.required or parameter.name in spec.parameters):
+            way = f'{parameter.name} = SecretStr(os.environ["{parameter.name.upper()}"])'
             raise BadJob(
-                f"parameter {parameter.name} is a secret, and a job is written down. Let the notebook fetch it: "
-                f'{parameter.name} = SecretStr(os.environ["{parameter.name.upper()}"])'
+                f"parameter {parameter.name} is a secret, and a job is written down. "
+                f"Let the notebook fetch it: {way}"
             )
     call = spec.read_call()
     if spec.sweep is None:
