@@ -32,7 +32,8 @@ _public = {
     "ranks.launcher": "launch",
     "ranks.world": "Preempted current_world",
     "budget": "Budget",
-    "jobs.schedule": "schedule list_jobs list_firings pause_job resume_job trigger_job backfill_job unschedule",
+    "jobs.schedule": "schedule list_jobs list_firings pause_job resume_job trigger_job backfill_job "
+    "unschedule",
     "train.loop": "training",
     "train.foreign": "check_world",
     "train.partitions": "Partitions",

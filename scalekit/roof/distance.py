@@ -50,7 +50,7 @@ class Distance:
 
     @property
     def limit(self) -> str:
-        "The lowest ceiling: `compute`, `memory` or `loader`; that of memory counts no cache and may be beaten"
+        "The lowest ceiling: `compute`, `memory` or `loader`; caches may beat that of memory"
         ceilings = self.ceilings
         if ceilings["memory"] < self.samples_per_second:
             del ceilings["memory"]
