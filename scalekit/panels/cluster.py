@@ -41,6 +41,8 @@ class ClusterPanel(Panel):
         if cluster is None or cluster.is_closed:
             raise Ended("The cluster was closed. Open another one to go on." if cluster else
                         "The cluster is gone: no variable named it any more.")  # fmt: skip
+        if cluster.client.status == "closed":  # it has tried to reconnect, and given up
+            raise Ended("The scheduler is gone. Open a cluster again to go on.")
         return cluster
 
     def read(self) -> dict[str, Any]:
@@ -135,15 +137,20 @@ class ClusterPanel(Panel):
 
     def _on_slider(self, change: dict[str, Any]) -> None:
         if threading.current_thread() is not self._thread:  # a person moved it, and not `follow`
-            self.work("scale", self.cluster.scale, change["new"], wait=0.5)
+            self.work("scale", self._scale, change["new"], wait=0.5)
 
     def _on_adaptive(self, change: dict[str, Any]) -> None:
-        if threading.current_thread() is self._thread:
-            return
+        if threading.current_thread() is not self._thread:
+            self.work("adapt", self._adapt, wait=0.5)
+
+    def _scale(self, n_workers: int) -> None:
+        self.cluster.scale(n_workers)
+
+    def _adapt(self) -> None:
         if self._adaptive.value:
-            self.work("adapt", self.cluster.adapt, *self._range.value, wait=0.5)
+            self.cluster.adapt(*self._range.value)
         else:
-            self.work("adapt", self.cluster.scale, self._slider.value)
+            self.cluster.scale(self._slider.value)
 
     def _close(self) -> None:
         self.cluster.close()

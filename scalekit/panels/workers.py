@@ -46,7 +46,7 @@ def _make_question() -> Callable[..., dict[str, Any]]:
     return look
 
 # %% ../../nbs/80e_panels.workers.ipynb #c08185a9
-PATIENCE = 10  # How long a scheduler may take to answer [s]
+PATIENCE = 3  # How long a scheduler may take to answer, less than until a panel is stale [s]
 
 
 def ask_scheduler(
@@ -55,11 +55,15 @@ def ask_scheduler(
 ) -> dict[str, Any]:  # `workers`, and `unassigned`: tasks that wait for one
     "What the scheduler knows about its workers; raises `ClusterError` if it is gone"
     try:
-        if client.status == "closed":
-            raise OSError("the client is closed")
+        if client.status != "running":  # it would wait for the scheduler to come back
+            raise OSError(f"the client is {client.status}")
         return client.sync(client._run_on_scheduler, _make_question(), callback_timeout=PATIENCE)
-    except (OSError, TimeoutError, RuntimeError) as error:  # the last one while the client closes itself
-        raise ClusterError(f"{place}: the scheduler is gone. Open a cluster again") from error
+    except TimeoutError as error:
+        raise ClusterError(
+            f"{place}: the scheduler has not answered for {PATIENCE} s. It may be busy"
+        ) from error
+    except (OSError, RuntimeError) as error:  # the latter while the client closes itself
+        raise ClusterError(f"{place}: the scheduler is gone, or out of reach for now") from error
 
 # %% ../../nbs/80e_panels.workers.ipynb #017c9190
 @dataclass(frozen=True)
