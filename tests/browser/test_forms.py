@@ -111,13 +111,13 @@ def test_a_form_hands_a_job_to_the_daemon_and_shows_the_next_times_of_a_schedule
 def test_a_sweep_is_watched_while_it_runs_pruned_and_stopped(lab, lab_page, picture):
     write_training(lab, "sweep_me.ipynb")
     code = """import scalekit as sk
-sk.start_sweep("sweep_me.ipynb", lr=[0.05, 0.1, 0.2, 0.4], epochs=[1, 2, 3, 40], goal="max accuracy",
+sk.start_sweep("sweep_me.ipynb", lr=[0.05, 0.1, 0.2, 0.4], epochs=[1, 2, 3, 200], goal="max accuracy",
                profile="cpu", n_workers=2)"""
     sweep = show(lab, lab_page, "sweep.ipynb", code)
     expect(sweep.get_by_text("/16 trials").first).to_be_visible(timeout=20_000)
     expect(sweep.get_by_text(re.compile(r"[6-9]/16 trials"))).to_be_visible(timeout=40_000)
     long = sweep.locator("tr", has_text="running").filter(
-        has=lab_page.page.get_by_role("cell", name="40", exact=True)
+        has=lab_page.page.get_by_role("cell", name="200", exact=True)
     )
     long.get_by_role("button", name="Prune").first.press("Enter", timeout=30_000)
     expect(sweep.get_by_text("1 pruned")).to_be_visible(timeout=20_000)
