@@ -7,6 +7,7 @@ __all__ = ['AdvisorPanel', 'advisor']
 
 # %% ../../nbs/82c_panels.advisor.ipynb #f23c670f
 import hashlib
+import math
 import os
 import threading
 from dataclasses import replace
@@ -33,6 +34,7 @@ from scalekit.panels.question import (
     list_budgets,
     list_deadlines,
     list_interruptions,
+    list_rates,
 )
 from .static import Part, Table, make_bundle
 from ..runner import open_store
@@ -87,18 +89,17 @@ class _Controls:
 
         self.ranks = slide(first.counts or [1], chosen.n if chosen else 1, "Ranks")
         self.batch = slide(batches, (chosen.global_batch or 1) if chosen else batches[0], "Batch")
-        self.deadline = slide(list_deadlines(question.deadline), question.deadline, "Deadline")
-        self.budget = slide(list_budgets(question.budget), question.budget, "Budget")
-        self.away = slide(list_interruptions(), 0.0, "Taken away")
+        self.deadline = slide(list_deadlines(question.deadline), question.deadline or math.inf, "Deadline")
+        self.budget = slide(list_budgets(question.budget), question.budget or math.inf, "Budget")
+        self.away = slide(list_interruptions(), 0.0, "Interrupted")
         self.away.tooltip = "How often a spot machine is taken away"
         self._prices = prices if price is None or price.name == _OWN else {**prices, price.name: price}
         named = price.name if price else _PROFILE
         self.price = w.Dropdown(
             options=[_PROFILE, _OWN, *self._prices], value=named, description="Price", **looks
         )
-        own = min(100.0, max(0.01, price.per_hour / price.gpus)) if price else 2.5
-        self.own = w.FloatLogSlider(value=own, min=-2, max=2, step=0.05, description="GPU and hour",
-                                    readout_format=".2f", **looks)  # fmt: skip
+        own = round(price.per_hour / price.gpus, 6) if price else 2.2
+        self.own = slide(list_rates(own), own, "GPU-hour")
         self.own.layout.display = None if named == _OWN else "none"
         self.all = [self.ranks, self.batch, self.deadline, self.budget, self.away, self.price, self.own]
         for one in self.all:
@@ -107,12 +108,16 @@ class _Controls:
     @property
     def question(self) -> Question:
         "What they ask"
-        return Question(self.ranks.value, self.batch.value, self.deadline.value, self.budget.value,
-                        self._find_price(), self.away.value)  # fmt: skip
+        deadline, budget = (
+            one.value if one.value < math.inf else None for one in (self.deadline, self.budget)
+        )
+        return Question(
+            self.ranks.value, self.batch.value, deadline, budget, self._find_price(), self.away.value
+        )
 
     def _find_price(self) -> Price | None:
         if self.price.value == _OWN:
-            return Price("own price", round(self.own.value, 4), spot_per_hour=round(self.own.value, 4))
+            return Price("own price", self.own.value, spot_per_hour=self.own.value)
         return self._prices.get(self.price.value)
 
     def follow(self, answer: Answer) -> None:
@@ -257,8 +262,10 @@ def _find_store(study: Study) -> Path | None:
 
 _STYLE = f"""
 .skp-outlook {{ display: grid; gap: .3rem 1.4rem; margin: .5rem 0;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr));
+  grid-template-columns: minmax(0, 1fr);
   {CHART_STYLE.partition("}")[2].strip()} {OUTLOOK_STYLE.strip()} }}
+@container (min-width: 34rem) {{ .skp-outlook {{ grid-template-columns: repeat(2, minmax(0, 1fr)); }} }}
+@container (min-width: 68rem) {{ .skp-outlook {{ grid-template-columns: repeat(4, minmax(0, 1fr)); }} }}
 .skp-outlook figure {{ margin: 0; max-width: 30rem; }}
 .skp-panel p {{ margin: .2rem 0; max-width: 90ch; }}
 .skp-panel .skp-notes {{ margin: .2rem 0; padding-left: 1.2rem; color: var(--soft); max-width: 90ch; }}

@@ -7,7 +7,8 @@ __all__ = ['OUTLOOK_STYLE', 'Series', 'list_series', 'draw_outlook']
 
 # %% ../../nbs/82b_panels.outlook.ipynb #05726a60
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 
 from ..axes import fit_numbers
@@ -31,9 +32,9 @@ class Series:
     bands: dict[int, Band]  # By ranks; without those that nobody can tell
     words: dict[int, str]  # What pointing at one shows
     measured: dict[int, float]
+    unseen: dict[int, tuple[float, float]] = field(default_factory=dict)  # What can't be excluded, no more
     limit: float | None = None  # Deadline or budget
     ideal: bool = False  # Whether 1 is what nobody can pass
-    from_zero: bool = False
 
 # %% ../../nbs/82b_panels.outlook.ipynb #4316544f
 _UNITS = ((172_800, 86_400, "days"), (5_400, 3_600, "h"), (90, 60, "min"), (0, 1, "s"))
@@ -43,28 +44,29 @@ def _scale(band: Band, by: float) -> Band:
     return Band(band.median * by, band.low * by, band.high * by)
 
 
-def _list_rates(answer: Answer) -> tuple[Scaling, dict[int, Band], dict[int, float]]:
-    "The fit of the chosen batch, its bands and what was measured"
+def _find_fit(answer: Answer) -> Scaling:
+    "Of the chosen batch"
     if answer.advice is None or answer.chosen is None:
         raise ValueError("there is nothing to draw")
-    fit = answer.advice.fits[answer.chosen.global_batch or 0]
-    found = [fit.predict(n) for n in answer.counts]
-    bands = {one.n: Band(one.median, one.low, one.high) for one in found
-             if one.median is not None and one.low is not None and one.high is not None}  # fmt: skip
-    return fit, bands, {each.n: float(each.rate) for each in fit.points}
+    return answer.advice.fits[answer.chosen.global_batch or 0]
 
 
 def _follow_speed(answer: Answer) -> tuple[Series, Series]:
-    fit, bands, measured = _list_rates(answer)
-    first = fit.points[0]
-    share = {n: first.n / (n * float(first.rate)) for n in {*bands, *measured}}
+    fit = _find_fit(answer)
+    found = [fit.predict(n) for n in answer.counts]
+    ends = {one.n: (one.low, one.high) for one in found if one.low is not None and one.high is not None}
+    bands = {one.n: Band(one.median, *ends[one.n]) for one in found if one.median is not None}
+    unseen = {n: both for n, both in ends.items() if n not in bands}
+    measured, first = {each.n: float(each.rate) for each in fit.points}, fit.points[0]
+    share = {n: first.n / (n * float(first.rate)) for n in {*ends, *measured}}
     said = {n: f"{n} ranks: {show_value(band.median)} {fit.unit}" for n, band in bands.items()}
     lost = {n: f"{n} ranks: {band.median * share[n]:.0%} of perfect" for n, band in bands.items()}
     each = {n: _scale(band, share[n]) for n, band in bands.items()}
+    far = {n: (low * share[n], high * share[n]) for n, (low, high) in unseen.items()}
     dots = {n: rate * share[n] for n, rate in measured.items()}
     return (
-        Series(f"Throughput [{fit.unit}]", bands, said, measured, from_zero=True),
-        Series("Efficiency", each, lost, dots, ideal=True, from_zero=True),
+        Series(f"Throughput [{fit.unit}]", bands, said, measured, unseen),
+        Series("Efficiency", each, lost, dots, far, ideal=True),
     )
 
 
@@ -75,7 +77,7 @@ def _follow_time(plans: Sequence[Plan], deadline: float | None) -> Series:
     bands = {n: _scale(band, 1 / size) for n, band in known.items()}
     words = {n: f"{n} ranks: {say_time(band)}" for n, band in known.items()}
     limit = None if deadline is None else deadline / size
-    return Series(f"Time [{unit}]", bands, words, {}, limit, from_zero=True)
+    return Series(f"Time [{unit}]", bands, words, {}, limit=limit)
 
 
 def _follow_money(plans: Sequence[Plan], budget: float | None) -> Series | None:
@@ -85,7 +87,7 @@ def _follow_money(plans: Sequence[Plan], budget: float | None) -> Series | None:
     bands = {n: plan.money for n, plan in known.items() if plan.money}
     currency = next(plan.price.currency for plan in known.values() if plan.price)
     words = {n: f"{n} ranks: {say_cost(band, currency)}" for n, band in bands.items()}
-    return Series(f"Money [{currency}]", bands, words, {}, budget, from_zero=True)
+    return Series(f"Money [{currency}]", bands, words, {}, limit=budget)
 
 # %% ../../nbs/82b_panels.outlook.ipynb #977149ef
 def list_series(
@@ -103,21 +105,24 @@ def _split(counts: Sequence[int], size: int | None) -> list[list[int]]:
     "Inside one node, and whole nodes: what lies between them nobody has asked"
     if size is None:
         return [list(counts)]
-    return [part for part in ([n for n in counts if n <= size], [n for n in counts if n >= size]) if part]
+    inside, nodes = [n for n in counts if n <= size], [n for n in counts if n >= size]
+    return [part for part in (inside, nodes) if part and part != [size]] or [list(counts)]
+
+
+def _place(panel: Panel, n: int, y: float) -> str:
+    return f"{point(panel.across(panel.x.place(n)))} {point(panel.down(panel.y.place(y)))}"
+
+
+def _draw_whisker(panel: Panel, n: int, low: float, high: float, kind: str) -> Markup:
+    return tag("g", tag("path", d=f"M{_place(panel, n, low)}L{_place(panel, n, high)}"), class_=kind)
 
 
 def _draw_band(panel: Panel, series: Series, counts: Sequence[int]) -> list[Markup]:
-    def place(n: int, y: float) -> str:
-        return f"{point(panel.across(panel.x.place(n)))} {point(panel.down(panel.y.place(y)))}"
-
-    bands = series.bands
+    bands, place = series.bands, partial(_place, panel)
     around = [place(n, bands[n].high) for n in counts] + [place(n, bands[n].low) for n in reversed(counts)]
     middle = [place(n, bands[n].median) for n in counts]
-    if len(counts) == 1:  # a whisker, as one place has no width
-        n = counts[0]
-        return [
-            tag("g", tag("path", d=f"M{place(n, bands[n].low)}L{place(n, bands[n].high)}"), class_="whisker")
-        ]
+    if len(counts) == 1:  # one place has no width
+        return [_draw_whisker(panel, counts[0], bands[counts[0]].low, bands[counts[0]].high, "whisker")]
     return [
         tag("g", tag("path", d=f"M{'L'.join(around)}Z"), class_="band"),
         tag("g", tag("path", d=f"M{'L'.join(middle)}"), class_="middle"),
@@ -151,8 +156,9 @@ def _draw_one(
 ) -> Markup:
     told = [n for n in counts if n in series.bands]
     most = max(
-        [*(series.bands[n].high for n in told), *series.measured.values(), 1.0 if series.ideal else 0.0]
-    )
+        [*(series.bands[n].high for n in told), *series.measured.values(), 1.0 if series.ideal else 0.0,
+         *(high for _, high in series.unseen.values())]
+    )  # fmt: skip
     limit = series.limit if series.limit is not None and series.limit <= 1.5 * most else None
     heights = [0.0, most, *([limit] if limit else [])]
     panel = Panel(fit_numbers([*counts], at=[*counts]), fit_numbers(heights), width=340, height=200)
@@ -161,6 +167,7 @@ def _draw_one(
         _draw_across(panel, level, "ideal") if level is not None else None,
         _draw_across(panel, limit, "limit") if limit is not None else None,
         *[ink for part in _split(told, size) for ink in _draw_band(panel, series, part)],
+        *[_draw_whisker(panel, n, *ends, "whisker unseen") for n, ends in series.unseen.items()],
         *_draw_points(panel, series, chosen, best),
     ]
     far = f", limit {show_value(series.limit)} is above" if series.limit is not None and limit is None else ""
@@ -173,6 +180,7 @@ OUTLOOK_STYLE = (
     + """
 .limit path { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 6 3; }
 .whisker path { stroke: var(--best); stroke-width: 6; opacity: .3; }
+.whisker.unseen path { stroke: var(--mark); }
 .seen circle { fill: transparent; }
 .advised circle { fill: var(--good); }
 .chosen circle { fill: none; stroke: var(--ink); stroke-width: 2; }
