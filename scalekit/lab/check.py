@@ -137,7 +137,8 @@ def _find_daemon(store: Path) -> Finding:
     n_waiting = sum(job.active and job.spec.trigger is not None for job in jobs)
     if not n_waiting:
         return Finding("daemon", "none, and no job needs one; scalekit lab starts it")
-    return Finding("daemon", f"none, and {n_waiting} jobs need it", "scalekit serve, or scalekit lab")
+    need = "1 job needs it" if n_waiting == 1 else f"{n_waiting} jobs need it"
+    return Finding("daemon", f"none, and {need}", "scalekit serve, or scalekit lab")
 
 # %% ../../nbs/81p_lab.check.ipynb #f7977ff4
 def check_lab(
