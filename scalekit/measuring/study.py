@@ -10,13 +10,16 @@ import html
 import importlib
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..advice.advising import Advice, advise
 from ..core import ScaleKitError, human_bytes, suggest, write_atomic
-from .windows import Probe
+from ..costs.totals import compare_run
+from .windows import Probe, read_probe
+from ..runner import Run
+from ..scaling.fitted import ScalingFit, fit_scaling
 from ..store import Store
 
 # %% ../../nbs/64c_measuring.study.ipynb #1062c938
@@ -83,6 +86,39 @@ class Study:
             return failed
         noise = f"windows of one probe differ by ±{self.noise:.0%}"
         return [f"the machine is too noisy: {noise}. Measure again when nothing else runs", *failed]
+
+    def fit(
+        self,
+        batch_size: int | None = None,  # Over all ranks: strong scaling
+        *,
+        per_rank: int | None = None,  # Or that of each rank: weak scaling
+        devices_per_node: int | None = None,  # As for `sk.fit_scaling`
+    ) -> ScalingFit:
+        "How throughput grows with ranks, strong or weak; raises `MeasureError`, `TooFewPoints`"
+        if (batch_size is None) == (per_rank is None):
+            raise MeasureError("fit wants one batch size: batch_size=256 over all ranks, or per_rank=64")
+        if batch_size is not None:
+            return fit_scaling(self.rates(batch_size), devices_per_node, mode="strong")
+        grown: dict[int, list[float]] = {}
+        for probe in self.good:
+            if per_rank and probe.batch_size == per_rank * probe.n_ranks:
+                grown.setdefault(probe.n_ranks, []).extend(probe.windows)
+        return fit_scaling(grown, devices_per_node, mode="weak")
+
+    def learn(
+        self,
+        run: Run,  # Of the same notebook, to its end
+        **asked: Any,  # As for `advise`: its prices and so on
+    ) -> tuple["Study", str]:
+        "A study that has learnt from a run, and what this one had said beside what the run took"
+        probe = read_probe(run.bundle.events(), run.run_id)
+        if probe is None or not probe.windows or run.seconds is None:
+            raise MeasureError(f"run {run.run_id} has told no speed of a training to learn from")
+        work = {"samples": probe.n_steps * probe.batch_size} if probe.n_steps else {}
+        plans = self.advise(n_ranks=[probe.n_ranks], **{**work, **asked}).plans
+        plan = next((one for one in plans if one.global_batch == probe.batch_size), plans[0])
+        others = tuple(one for one in self.probes if one.run_id != run.run_id)
+        return replace(self, probes=(*others, probe)), compare_run(plan, run.seconds)
 
     def advise(
         self,

@@ -71,12 +71,18 @@ def add_measure(parser: argparse.ArgumentParser) -> None:
 # %% ../../nbs/88p_verbs.advice.ipynb #e47293d5
 def do_advise(args: argparse.Namespace) -> int:
     "Answer from a study"
-    from scalekit.measuring.study import load_study
-    from scalekit.runner import open_store
+    from scalekit.measuring.study import load_study, save_study
+    from scalekit.runner import Run, open_store
     from scalekit.verbs.words import print_json
 
-    study = load_study(args.study, open_store(args.store))
+    store = open_store(args.store)
+    study = load_study(args.study, store)
     price = float(args.prices) if _is_number(args.prices) else args.prices
+    if args.run:
+        bundle = store.open_run(args.run)
+        study, told = study.learn(Run(bundle.summary(), bundle), prices=price)
+        save_study(study, store)
+        print(told, file=sys.stderr if args.json else sys.stdout)
     advice = study.advise(
         args.deadline, args.budget, price, n_ranks=args.ranks, samples=args.samples,
         devices_per_node=args.per_node, spot=args.spot,
@@ -104,4 +110,5 @@ def add_advise(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=counts, metavar="N1,N2", help="numbers of ranks to think about")
     parser.add_argument("--samples", type=float, metavar="N", help="of the whole training; default: as asked")
     parser.add_argument("--per-node", type=count, metavar="N", help="GPUs of a machine; default: the price's")
+    parser.add_argument("--run", metavar="RUN", help="compare with what this run took, and learn from it")
     parser.add_argument("--spot", action="store_true", help="at the price of machines that may be taken away")
