@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..core import ScaleKitError, write_atomic
 from ..events import promise
+from .starting import SERVE
 
 # %% ../../nbs/35q_jobs.unit.ipynb #3c65c67e
 def render_unit(
@@ -31,7 +32,7 @@ def render_unit(
 ) -> str:
     "A unit that runs `scalekit serve` in a project's folder; raises `BadUnit`"
     home = Path(folder).absolute()
-    words = [python, "-c", "import sys; from scalekit.cli import main; sys.exit(main())", "serve"]
+    words = [python, *SERVE]
     words += ["--store", str(Path(store).absolute())] if store is not None else []
     secrets = "/etc/scalekit/serve.env" if system else "%E/scalekit/serve.env"
     lines = [

@@ -20,13 +20,13 @@ from ..events import StoreError
 from ..execute import end_lost_runs, request_stop
 from ..forms import is_secret
 from ..jobs.spec import JobSpec
+from ..jobs.starting import ensure_daemon
 from ..markup import Markup, escape, join, tag
 from .apart import Started, start_run
 from .fields import Field, check_text, make_fields, read_texts
 from .following import RunFollower, find_earlier_times
 from .frame import Panel
 from scalekit.panels.orders import (
-    ensure_daemon,
     list_next,
     make_spec,
     read_firing,

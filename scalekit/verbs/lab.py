@@ -41,14 +41,12 @@ def _require_packages(folder: Path) -> None:
 
 def _prepare(args: argparse.Namespace, folder: Path) -> list[str]:
     "See to the daemon, and tell what is done"
-    import logging
-
     from scalekit.config import load_settings
+    from scalekit.jobs.starting import ensure_daemon, log_path
     from scalekit.lab.setup import make_command
-    from scalekit.lab.watch import Watch, log_path
 
     settings = load_settings(folder)
-    leader = Watch(settings.store, settings.folder, logging.getLogger("scalekit")).ensure()
+    leader = ensure_daemon(settings.store, settings.folder)
     print(f"JupyterLab shows {folder.absolute()}; its jobs and their runs are kept in {settings.store}")
     log = near(log_path(settings.store))
     print(f"daemon: {leader or f'started, and stays when JupyterLab ends; its log: {log}'}")
