@@ -15,8 +15,8 @@ from figures import Figure
 
 import scalekit as sk
 from scalekit.bundle import Bundle
+from scalekit.panels.followed import Followed
 from scalekit.panels.following import RunFollower
-from scalekit.panels.form import Followed
 from scalekit.store import Store
 
 N_TRIALS, N_RUNNING, N_TICKS = 500, 8, 40
