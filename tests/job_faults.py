@@ -21,7 +21,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from scalekit.core import write_atomic
-from scalekit.jobs.attempt import carry_out, describe_job
+from scalekit.jobs.attempt import carry_out
 from scalekit.jobs.beside import Hooks
 from scalekit.jobs.calendar import due_times
 from scalekit.jobs.ends import End
@@ -30,6 +30,7 @@ from scalekit.jobs.leader import find_leader
 from scalekit.jobs.ledger import Ledger
 from scalekit.jobs.serve import serve
 from scalekit.jobs.spec import JobSpec
+from scalekit.jobs.work import describe_job
 from scalekit.store import Store
 
 
