@@ -179,7 +179,8 @@ def advise(
         raise BadAdvice(f"study {study.study_id} has no probe with a batch size. Measure with batch=[...]")
     plans = [
         plan_run(fit, n, price, samples=samples or _count_samples(study, batch), global_batch=batch,
-                 startup=_startup(study, n), spot=spot, interruptions=interruptions)
+                 startup=_startup(study, n), spot=spot, interruptions=interruptions,
+                 device="GPU" if study.machine["gpus"] else "rank")
         for batch, fit in fits.items() for n in _candidates(fit, n_ranks)
     ]  # fmt: skip
     choice = choose_plan(plans, None if deadline is None else parse_duration(deadline), budget)

@@ -78,6 +78,7 @@ class Plan:
     reason: str | None  # Why nobody can tell the time, or why there is no money
     times: np.ndarray | None = field(repr=False, compare=False, default=None)  # As likely as each other [s]
     rate: float | None = None  # Money an hour
+    device: str = "GPU"  # What a rank computes on, for words
 
     @property
     def can_tell(self) -> bool:
@@ -116,11 +117,11 @@ class Plan:
 
     def __str__(self) -> str:
         batch = f", global batch {self.global_batch}" if self.global_batch else ""
-        head = f"{self.n} GPU{'s' if self.n > 1 else ''}{batch}"
+        head = f"{self.n} {self.device}{'s' if self.n > 1 else ''}{batch}"
         if self.seconds is None:
             return f"{head}: cannot tell. {self.reason}"
         cost = say_cost(self.money, self.price.currency) if self.money and self.price else self.reason
-        idle = f", {self.idle} GPUs paid and not used" if self.idle else ""
+        idle = f", {self.idle} {self.device}s paid and not used" if self.idle else ""
         varies = " at a spot price that varies" if self.spot and self.money else ""
         return f"{head}: {say_time(self.seconds)}, {cost}{varies}{idle}"
 
@@ -158,6 +159,7 @@ def plan_run(
     spot: bool = False,  # At the price of machines that may be taken away
     interruptions: Interruptions | None = None,  # How often they are, and what that takes
     watts: float | None = None,  # One GPU while it works [W]
+    device: str = "GPU",  # What a rank computes on, for words
 ) -> Plan:
     "Time, money and energy of a run; raises `BadPlan`, `UnknownPrice`, `NotWholeNodes`"
     work, said = _draw_work(samples, target, global_batch), fit.predict(n)
@@ -166,19 +168,21 @@ def plan_run(
     save_every = interruptions.interval(machines) if interruptions else None
     rates = fit.draw_rates(n)
     if not said.can_tell or rates is None:
-        return Plan(n, global_batch, price, spot, None, None, None, save_every, said.reason)
+        return Plan(n, global_batch, price, spot, None, None, None, save_every, said.reason, device=device)
     times = work / rates
     if interruptions:
         times = draw_times(times, interruptions, machines)
         if not np.isfinite(times).all():
             why = "Machines are taken away faster than they come back, so it would never end"
-            return Plan(n, global_batch, price, spot, None, None, None, save_every, why)
+            return Plan(n, global_batch, price, spot, None, None, None, save_every, why, device=device)
     times = times + startup
     seconds = make_band(times)
     money = make_band(times / 3600 * rate) if rate is not None else None
     energy = estimate_energy(n, seconds.median, watts) if watts is not None else None
     reason = None if money else say_no_price()
-    return Plan(n, global_batch, price, spot, seconds, money, energy, save_every, reason, times, rate)
+    return Plan(
+        n, global_batch, price, spot, seconds, money, energy, save_every, reason, times, rate, device
+    )  # fmt: skip
 
 # %% ../../nbs/62d_costs.plan.ipynb #3cbf6f47
 SURE = 0.95
@@ -239,7 +243,7 @@ def _find_faster(best: Plan, plans: Sequence[Plan], budget: float | None) -> Pla
 
 def _say_faster(best: Plan, faster: Plan) -> str:
     saved = best.seconds.median - faster.seconds.median  # type: ignore[union-attr]
-    said = f"{faster.n} GPUs save {say_time(saved)}"
+    said = f"{faster.n} {faster.device}s save {say_time(saved)}"
     if not best.money or not faster.money or not best.price:
         return f"{said}."
     more = faster.money.median - best.money.median

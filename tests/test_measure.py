@@ -1,0 +1,78 @@
+"""Probes of real trainings, and what a study makes of them."""
+
+import pytest
+from notebooks import write_notebook
+
+import scalekit as sk
+from scalekit.cli import main
+from scalekit.measuring.study import MeasureError
+
+TRAINS = (
+    ("n_ranks: int = 1\nbatch_size: int = 32\nsteps: int = 100_000\nslow: bool = False", "parameters"),
+    """
+import time
+import torch
+import scalekit as sk
+
+model = torch.nn.Linear(8, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+data = torch.randn(256, 8), torch.randn(256, 1)
+with sk.training(model, optimizer, data, batch_size=batch_size, max_steps=steps, log_every="0.25s") as job:
+    for batch in job:
+        job.step((job.model(batch.x) - batch.y).square().mean())
+        time.sleep(0.02 if slow else 0.002)
+""",
+    "sk.record(done=True)",
+)
+
+
+@pytest.fixture
+def notebook(place):
+    return write_notebook(place / "train.ipynb", *TRAINS)
+
+
+def test_probes_take_the_path_of_a_run_and_leave_when_they_have_told_enough(notebook, capsys):
+    study = sk.measure("train.ipynb", batch=[32, 64], budget=25)
+    assert study.batch_sizes == [32, 64] and study.warnings == [] or "noisy" in study.warnings[0]
+    for probe in study.good:
+        assert probe.n_steps == 100_000 and len(probe.windows) >= 3 and probe.data is not None
+        run = sk.Store("runs").open_run(probe.run_id)
+        assert run.state == "preempted" and run.asked["tags"] == ["probe"]
+        assert run.asked["study"] == study.study_id
+    slowest = min(probe.rate for probe in study.find(1, 64))
+    assert slowest > max(probe.rate for probe in study.find(1, 32))  # the pause is for a step
+    assert main(["advise", "latest", "--deadline", "8h", "--prices", "2.5"]) == 0
+    assert "1 rank, global batch " in capsys.readouterr().out
+
+
+def test_a_study_learns_from_a_run_and_says_how_far_it_was_off(notebook):
+    study = sk.measure("train.ipynb", batch=[32], budget=5)
+    run = sk.run("train.ipynb", steps=400)
+    learnt, told = study.learn(run, prices=2.5)
+    assert told.startswith("It took ") and "%" in told
+    assert learnt.probes[-1].run_id == run.run_id and len(learnt.probes) == len(study.probes) + 1
+    assert study.learn(run)[0].probes[-1] == learnt.learn(run)[0].probes[-1]  # twice is once
+
+
+def test_a_short_training_tells_its_speed_by_its_end(notebook):
+    study = sk.measure("train.ipynb", steps=20, budget=5)
+    assert len(study.good[0].windows) == 1 and study.good[0].after is not None
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [("1 / 0", "ZeroDivisionError"), ("x = 1", "is not one of sk.training")],
+)
+def test_a_notebook_that_fails_or_trains_otherwise_says_so(place, cell, reason):
+    write_notebook(place / "odd.ipynb", cell)
+    with pytest.raises(MeasureError, match=reason):
+        sk.measure("odd.ipynb")
+
+
+def test_a_mistake_is_told_before_anything_starts(notebook):
+    with pytest.raises(sk.ScaleKitError, match="has no parameter 'step'. Did you mean 'steps'"):
+        sk.measure("train.ipynb", step=3)
+    write_notebook(notebook.with_name("plain.ipynb"), "1")
+    with pytest.raises(MeasureError, match="needs a parameter that is called one of n_ranks, world_size"):
+        sk.measure("plain.ipynb", n_ranks=[1, 2])
+    assert not (notebook.parent / "runs" / "studies").exists()
