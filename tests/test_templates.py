@@ -94,6 +94,7 @@ def test_every_parameter_has_a_type_a_default_and_a_word_of_help(name):
         ("predict", "format=csv"),
         ("compress", "share=1"),
         ("finetune", "n_layers=7"),
+        ("scaling_study", "seconds=0"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused(name, word):
@@ -111,6 +112,7 @@ def test_a_value_that_makes_no_sense_is_refused(name, word):
         ("predict", {}, 2),
         ("compress", {}, 3),
         ("finetune", {}, 4),
+        ("scaling_study", {}, 2),
         ("report", {}, 0),  # its drawings are those of the page
     ],
 )

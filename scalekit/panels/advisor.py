@@ -265,8 +265,8 @@ _STYLE = f"""
   grid-template-columns: minmax(0, 1fr);
   {CHART_STYLE.partition("}")[2].strip()} {OUTLOOK_STYLE.strip()} }}
 @container (min-width: 34rem) {{ .skp-outlook {{ grid-template-columns: repeat(2, minmax(0, 1fr)); }} }}
-@container (min-width: 68rem) {{ .skp-outlook {{ grid-template-columns: repeat(4, minmax(0, 1fr)); }} }}
-.skp-outlook figure {{ margin: 0; max-width: 30rem; }}
+@container (min-width: 80rem) {{ .skp-outlook {{ grid-template-columns: repeat(4, minmax(0, 1fr)); }} }}
+.skp-outlook figure {{ margin: 0; max-width: 24rem; }}
 .skp-panel p {{ margin: .2rem 0; max-width: 90ch; }}
 .skp-panel .skp-notes {{ margin: .2rem 0; padding-left: 1.2rem; color: var(--soft); max-width: 90ch; }}
 """

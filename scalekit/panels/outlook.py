@@ -181,7 +181,7 @@ OUTLOOK_STYLE = (
 .limit path { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 6 3; }
 .whisker path { stroke: var(--best); stroke-width: 6; opacity: .3; }
 .whisker.unseen path { stroke: var(--mark); }
-.seen circle { fill: transparent; }
+.seen circle { fill: transparent; stroke: none; }
 .advised circle { fill: var(--good); }
 .chosen circle { fill: none; stroke: var(--ink); stroke-width: 2; }
 """
