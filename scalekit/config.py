@@ -17,18 +17,8 @@ from string import Template
 from typing import Any
 
 from .core import suggest
-from scalekit.profile import (
-    PROFILE_RULES,
-    TRACK_RULE,
-    ConfigError,
-    Profile,
-    Rule,
-    Track,
-    check_keys,
-    is_number,
-    is_text,
-    parse_track,
-)
+from .profile import PROFILE_RULES, TRACK_RULE, Profile, Track, parse_track
+from .rules import ConfigError, Rule, check_keys, is_number, is_text
 
 # %% ../nbs/01b_config.ipynb #c3f7ab7a
 class UnknownProfile(ConfigError):

@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .profile import ConfigError, Profile
+from .profile import Profile
+from .rules import ConfigError
 
 if TYPE_CHECKING:
     from distributed import Security

@@ -20,7 +20,8 @@ import scalekit.workers
 from scalekit.cluster import open_cluster
 from scalekit.config import UnknownProfile
 from scalekit.devices import n_cores
-from scalekit.profile import ConfigError, Profile
+from scalekit.profile import Profile
+from scalekit.rules import ConfigError
 from scalekit.security import write_certificates
 from scalekit.workers import ClusterError, private_folder
 

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from scalekit.config import Settings, UnknownProfile, load_settings
-from scalekit.profile import ConfigError, Profile
+from scalekit.profile import Profile
+from scalekit.rules import ConfigError
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from scalekit.costs.interruptions import Interruptions, draw_times
 from scalekit.costs.plan import choose_plan, plan_run
 from scalekit.costs.prices import Price, UnknownPrice, find_price, list_prices, say_money
 from scalekit.costs.totals import compare_run, cost_predictions, plan_sweep
-from scalekit.profile import ConfigError, Profile
+from scalekit.profile import Profile
+from scalekit.rules import ConfigError
 from scalekit.scaling.batches import fit_batches
 
 pytest_plugins = "gpusim.fixtures"

@@ -22,7 +22,7 @@ from scalekit.config import load_settings
 from scalekit.extras import MissingPackage
 from scalekit.jobs.book import JobBook
 from scalekit.place import BadShare
-from scalekit.profile import ConfigError
+from scalekit.rules import ConfigError
 from scalekit.store import Store
 from scalekit.workers import ClusterError
 

@@ -18,7 +18,7 @@ from processes import start_scalekit, wait_until
 import scalekit as sk
 from scalekit.cli import main
 from scalekit.config import load_settings
-from scalekit.profile import ConfigError
+from scalekit.rules import ConfigError
 from scalekit.store import Store
 from scalekit.track.courier import Courier, Errand
 from scalekit.track.mirror import make_mirror

@@ -17,7 +17,8 @@ from typing import Any
 
 from ..config import Settings, load_settings
 from ..core import ScaleKitError, suggest
-from ..profile import ConfigError, Profile, Rule, check_keys, is_number, is_text
+from ..profile import Profile
+from ..rules import ConfigError, Rule, check_keys, is_number, is_text
 
 # %% ../../nbs/62a_costs.prices.ipynb #cf85394c
 STALE_DAYS = 90

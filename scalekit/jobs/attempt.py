@@ -28,7 +28,7 @@ from .ledger import Ledger
 from .place import find_place, hold_gpus
 from .work import attempt_run, attempt_sweep
 from ..lease import this_process
-from ..profile import ConfigError
+from ..rules import ConfigError
 from ..store import RunExists, Store
 from ..typed.source import BadNotebook
 

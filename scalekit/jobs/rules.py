@@ -22,7 +22,8 @@ from scalekit.jobs.calendar import (
     parse_times,
     parse_window,
 )
-from ..profile import TRACK_RULE, ConfigError, Rule, is_number, is_text
+from ..profile import TRACK_RULE
+from ..rules import ConfigError, Rule, is_number, is_text
 
 # %% ../../nbs/35a_jobs.rules.ipynb #6b9b7e06
 class BadJob(ConfigError):

@@ -15,7 +15,7 @@ from ..config import Settings
 from ..jobs.spec import JobSpec
 from .requests import read_options
 from ..panels.fields import make_fields, read_texts
-from ..profile import ConfigError
+from ..rules import ConfigError
 from ..signature import read_signature
 from ..typed.kinds import find_arms
 from ..values import to_text

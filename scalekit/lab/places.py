@@ -14,7 +14,8 @@ from jupyter_scheduler.models import RuntimeEnvironment
 
 from ..config import Settings, load_settings
 from .requests import HERE
-from ..profile import ConfigError, Profile
+from ..profile import Profile
+from ..rules import ConfigError
 
 # %% ../../nbs/81b_lab.places.ipynb #6914bcb0
 _WORDS = {"auto": "GPUs of this machine, else its cores", "cpu": "cores of this machine",
