@@ -142,6 +142,7 @@ def test_a_study_that_can_tell_nothing_is_a_sentence_and_no_empty_plot(study, wo
     panel = panels(study)
     assert words in panel.view.body["html"]
     assert "<svg" not in panel.view.body["html"]
+    assert "<th>ranks</th>" in panel.view.body["html"]  # what was measured
     assert panel.view.head["state"] == "live"
     assert words in panel.picture()["text/plain"]
 
@@ -272,6 +273,8 @@ def test_a_plan_that_no_form_can_take_says_what_is_missing(tmp_path):
     assert fill_in(make_study(notebook=notebook), 1, 64)[1] == {}
     with pytest.raises(NothingToRun, match="no parameter says how many ranks. Call one n_ranks"):
         fill_in(make_study(notebook=notebook), 2, 64)
+    with pytest.raises(NothingToRun, match="fit is a function, and a run form needs a notebook"):
+        fill_in(make_study(notebook="fit", sha256=""), 2, 64)
     with pytest.raises(NothingToRun, match=r"is not there any more. Use sk.form\(PATH\) with 2 ranks"):
         fill_in(make_study(notebook=tmp_path / "gone.ipynb"), 2, 64)
 

@@ -160,7 +160,8 @@ class AdvisorPanel(Panel):
             asked = self.question
             self.answer, self._asked = ask(self.study, asked, self.assumed), asked
         shown = replace(self.answer, notes=(*self._notes, *self.answer.notes))
-        return {"html": str(_draw_answer(shown))}
+        known = None if self.answer.advice else Markup(self.study._repr_html_())
+        return {"html": str(join(_draw_answer(shown), known))}
 
     def still(self, body: dict[str, Any]) -> list[Part]:
         answer = self.answer or ask(self.study, self.question, self.assumed)

@@ -219,6 +219,11 @@ def fill_in(
     batch: int | None,
 ) -> tuple[Path, dict[str, Any]]:  # Notebook, and parameters by name
     "The run that a plan means; raises `NothingToRun` where the notebook is not there any more"
+    if not study.sha256:
+        raise NothingToRun(
+            f"{study.notebook} is a function, and a run form needs a notebook. "
+            f"Call it with n_ranks={n_ranks}, batch_size={batch}"
+        )
     path = Path(study.notebook).absolute()
     if not path.exists():
         raise NothingToRun(
