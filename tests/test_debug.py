@@ -65,7 +65,7 @@ def is_gone(bundle, way):
 def test_a_kept_kernel_is_reached_in_the_frame_that_failed(failed):
     said, lines = [], iter(["p secret", "up", "p __name__", "q"])
     open_post_mortem(failed, lambda prompt: next(lines), said.append)
-    assert "21\n" in said and "'__main__'\n" in said
+    assert "21\n" in "".join(said) and "'__main__'\n" in "".join(said)
     assert failed.is_alive
     again = []
     open_post_mortem(failed, lambda prompt: (_ for _ in ()).throw(EOFError), again.append)

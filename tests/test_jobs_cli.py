@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import tzlocal
 from notebooks import write_notebook
 
 import scalekit as sk
@@ -24,10 +25,16 @@ def home(tmp_path, monkeypatch):
     write_notebook(tmp_path / "train.ipynb", ("lr: float = 0.1\nsmoke: bool = False", "parameters"), "lr")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TZ", "Asia/Kathmandu")
-    time.tzset()
+    _read_zone_again()
     yield tmp_path
     monkeypatch.delenv("TZ")
+    _read_zone_again()
+
+
+def _read_zone_again():
+    "A process looks for its zone once"
     time.tzset()
+    tzlocal.reload_localzone()
 
 
 def _do(capsys, *words):
