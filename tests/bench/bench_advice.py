@@ -46,10 +46,10 @@ def fit(batch_size, steps):
 
 def list_trainings(folder: Path) -> Iterator[tuple[str, Path, dict]]:
     "Name, notebook and parameters of each, long enough that a minute of probes is worth it"
-    for data, epochs in (("digits", 1000), ("flights", 20)):
+    for data, epochs in (("digits", 800), ("flights", 12)):
         yield data, TEMPLATE, {"data": data, "epochs": epochs, "batch_size": 64}
     notebook = write_notebook(folder / "transformer.ipynb", *TRANSFORMER)
-    yield "transformer", notebook, {"steps": 600, "batch_size": 32}
+    yield "transformer", notebook, {"steps": 400, "batch_size": 32}
 
 
 def measure() -> Iterator[Figure]:
@@ -57,7 +57,7 @@ def measure() -> Iterator[Figure]:
         os.chdir(folder)
         for name, notebook, parameters in list_trainings(Path(folder)):
             batch = parameters.pop("batch_size")
-            study = sk.measure(notebook, n_ranks=[1, 2], batch=[batch], budget=100, parameters=parameters)
+            study = sk.measure(notebook, n_ranks=[1, 2], batch=[batch], budget=60, parameters=parameters)
             advice = study.advise(prices=PRICE, n_ranks=[1, 2])
             for plan in advice.plans:
                 asked = {**parameters, "n_ranks": plan.n, "batch_size": batch}

@@ -22,7 +22,7 @@ from workloads import WORKLOADS
 
 from scalekit.core import human_bytes
 from scalekit.footprint.estimate import estimate_memory
-from scalekit.footprint.probe import largest_batch, probe_step
+from scalekit.footprint.probe import calibrate, probe_step
 
 cloudpickle.register_pickle_by_value(workloads)  # the processes of probes do not know this folder
 GROUPS = Path("/sys/fs/cgroup/memory")
@@ -52,11 +52,13 @@ def measure() -> Iterator[Figure]:
 def measure_limits() -> Figure:
     "Runs at the recommended batch, each with as much memory as was said to be there"
     random.seed(0)
-    killed, shares = 0, []
+    killed, shares, estimates = 0, [], {}
     for number in range(N_RUNS):
         name = list(WORKLOADS)[number % len(WORKLOADS)]
-        build, memory = WORKLOADS[name][0], random.randrange(400, 1200) << 20
-        batch_size = largest_batch(build, memory, "cpu")
+        build, memory = WORKLOADS[name][0], random.randrange(300, 700) << 20
+        if name not in estimates:
+            estimates[name] = estimate_memory(build)
+        batch_size = calibrate(estimates[name], build, memory).largest(memory)  # as `sk.largest_batch` does
         ended, peak = run_limited(build, batch_size, memory)
         killed += not ended
         shares.append(peak / memory)
