@@ -51,6 +51,7 @@ HARMLESS = [
         r"favicon",
         r"ResizeObserver loop",
         r"reading 'kernel'(.|\n)*@jupyter-widgets/jupyterlab-manager",
+        r"Cannot send(.|\n)*jlab_core",  # JupyterLab's own, to a kernel that restarts
         r"net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE|NETWORK_CHANGED)",
     )
 ]

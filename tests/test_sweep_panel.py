@@ -288,6 +288,7 @@ def test_a_sweep_in_a_process_of_its_own_is_watched_pruned_and_stopped(
         long = next(row for row in panel._rows if row["state"] == "running")
         panel.handle({"do": "prune", "run": long["run_id"]})
         wait_for(lambda: panel._progress.states.get("pruned") == 1)
+        wait_for(lambda: panel._progress.states.get("succeeded") == 2)
         request_sweep_stop(panel.follower.folder)
         wait_for(lambda: panel._process.poll() is not None)
         wait_for(lambda: "cancelled. " in panel.body["html"])

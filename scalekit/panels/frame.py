@@ -299,7 +299,8 @@ class Panel:
     def _close_widgets(self) -> None:
         for widget in (*self.controls, self.view, self.widget):
             if widget is not None:
-                widget.close()
+                with suppress(KeyError):  # the browser's side has closed it in this moment
+                    widget.close()
 
 # %% ../../nbs/80d_panels.frame.ipynb #34d9f558
 _SILENT = (

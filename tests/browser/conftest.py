@@ -46,9 +46,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     return report
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    "The server that all tests share; a test that kills one makes its own `Lab`"
+    "The server, folder and store that the tests of a file share; a test that kills one makes its own `Lab`"
     with TemporaryDirectory(prefix="sk-", ignore_cleanup_errors=True) as folder, Lab(Path(folder)) as lab:
         yield lab
 
