@@ -52,6 +52,7 @@ HARMLESS = [
         r"ResizeObserver loop",
         r"reading 'kernel'(.|\n)*@jupyter-widgets/jupyterlab-manager",
         r"Cannot send(.|\n)*jlab_core",  # JupyterLab's own, to a kernel that restarts
+        r"removeChild(?!(.|\n)*scalekit)(.|\n)*jlab_core",  # JupyterLab's own, with a fresh profile
         r"net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE|NETWORK_CHANGED)",
     )
 ]

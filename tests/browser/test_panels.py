@@ -79,7 +79,7 @@ def test_a_cluster_whose_scheduler_was_lost_says_so_and_ends_when_it_does_not_co
     run_code(lab_page, "scheduler.kill()")
     expect_state(panel, "retrying")
     expect(panel.get_by_role("alert")).to_contain_text("the scheduler is gone, or out of reach")
-    expect_state(panel, "ended")
+    expect_state(panel, "ended", 60)
     expect(panel.get_by_role("alert")).to_contain_text("Open a cluster again to go on")
 
 
