@@ -77,3 +77,17 @@ def test_a_probe_widens_an_estimate_and_never_narrows_it(monkeypatch):
             lambda build, n, device, measured=measured: measured * estimate.at(n),
         )
         assert calibrate(estimate, None, "1 GB").ratio == pytest.approx(ratio)
+
+
+def test_a_probe_is_made_too_where_the_weights_take_most_of_the_memory(monkeypatch):
+    estimate, tried = estimate_memory(WORKLOADS["MLP, Adam"][0]), []
+    monkeypatch.setattr(
+        "scalekit.footprint.probe.probe_step",
+        lambda build, n, device: tried.append(n) or 1.2 * estimate.at(n),
+    )
+    one = estimate.at(1)
+    for memory, most in ((4 * one, 4 * one / 3), (2 * one, 4 * one / 3), (1.1 * one, one)):
+        found = calibrate(estimate, None, int(memory))
+        assert (found.ratio, found.band) == (pytest.approx(1.2), 0.1)
+        assert tried[-1] >= 1 and estimate.at(tried[-1]) <= most
+    assert calibrate(estimate, None, int(one / 2)) == estimate and len(tried) == 3

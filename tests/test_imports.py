@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from processes import MARK, list_marked, wait_until
 
 from scalekit.bundle import Bundle
 from scalekit.cli import main
@@ -51,11 +52,13 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "Three runs of the real client: one went well, one failed, one was killed"
     folder = tmp_path_factory.mktemp("offline")
     quiet = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "1"}
+    mark = folder.name
     for end in ENDS:
         done = subprocess.run(
-            [sys.executable, "-c", TRAIN, f"run{end}", end], cwd=folder, env=os.environ | quiet
+            [sys.executable, "-c", TRAIN, f"run{end}", end], cwd=folder, env=os.environ | quiet | {MARK: mark}
         )
         assert done.returncode == {"good": 0, "failed": 1, "killed": -signal.SIGKILL}[end]
+    wait_until(lambda: not list_marked(mark))  # wandb's own process outlives the one that was killed
     return folder
 
 

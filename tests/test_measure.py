@@ -33,7 +33,8 @@ def notebook(place):
 
 def test_probes_take_the_path_of_a_run_and_leave_when_they_have_told_enough(notebook, capsys):
     study = sk.measure("train.ipynb", batch=[32, 64], budget=25)
-    assert study.batch_sizes == [32, 64] and study.warnings == [] or "noisy" in study.warnings[0]
+    assert study.batch_sizes == [32, 64]
+    assert all("noisy" in warning for warning in study.warnings)
     for probe in study.good:
         assert probe.n_steps == 100_000 and len(probe.windows) >= 3 and probe.data is not None
         run = sk.Store("runs").open_run(probe.run_id)
@@ -67,6 +68,23 @@ def test_a_notebook_that_fails_or_trains_otherwise_says_so(place, cell, reason):
     write_notebook(place / "odd.ipynb", cell)
     with pytest.raises(MeasureError, match=reason):
         sk.measure("odd.ipynb")
+
+
+def test_what_there_was_no_time_for_is_named(notebook, capsys):
+    study = sk.measure("train.ipynb", batch=[32, 64, 128], budget=1)
+    assert [probe.batch_size for probe in study.good] == [32]
+    assert study.warnings[-2:] == [
+        f"1 rank, batch {batch}: not measured, as the 1 s of all probes were over. Take budget=2"
+        for batch in (128, 64)
+    ]
+    assert "probe 1 of 3, at most 1.0 s left" in capsys.readouterr().err
+
+
+def test_a_kind_that_fails_at_once_is_named_by_what_was_asked(place):
+    fails = TRAINS[0], "assert batch_size < 64, 'too much'", *TRAINS[1:]
+    write_notebook(place / "train.ipynb", *fails)
+    study = sk.measure("train.ipynb", batch=[32, 64], budget=5)
+    assert any(word.startswith("1 rank, batch 64: ") and "too much" in word for word in study.warnings)
 
 
 def test_a_mistake_is_told_before_anything_starts(notebook):

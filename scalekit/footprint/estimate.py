@@ -88,7 +88,8 @@ class MemoryEstimate:
         return f"<table>{head}{rows}</table><p>{html.escape(self._words())}</p>"
 
     def _words(self) -> str:
-        known = "as a probe measured it" if self.ratio != 1 else "not measured"
+        on_top = "; what libraries keep for later comes on top" if self.device == "cpu" else ""
+        known = "as a probe measured it" if self.ratio != 1 else f"not measured{on_top}"
         odd = "; the step does other operations at other sizes, so this is a line"
         return f"± {self.band * 100:.0f} %, {known}{'' if self.footprint.follows else odd}"
 

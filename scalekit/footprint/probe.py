@@ -29,7 +29,7 @@ def probe_step(
     build: Build,  # As for `estimate_memory`
     batch_size: int,  # Samples
     device: str = "cpu",  # "cpu" or "cuda"
-    exact: bool = False,  # On the CPU: without what glibc keeps for later
+    exact: bool = False,  # On the CPU: without what glibc and MKL keep for later
     timeout: float = 120.0,  # For the whole process [s]
 ) -> int:  # Bytes on that device
     "What four real steps take at most, beyond an idle process with torch; raises `ProbeFailed`"
@@ -79,7 +79,11 @@ def _read_status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 # %% ../../nbs/60d_footprint.probe.ipynb #0c3a5f17
-_GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+_GIVE_BACK = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MKL_DISABLE_FAST_MM": "1",
+}
 _CHILD = "from scalekit.footprint.probe import _main; _main()"
 
 
@@ -90,7 +94,7 @@ def _main() -> None:
 
 # %% ../../nbs/60d_footprint.probe.ipynb #408d496a
 PROBED_BAND = 0.10  # Share by which a corrected estimate may be wrong
-_PROBED = 1 / 3  # Share of the memory that the real run may take
+_PROBED = (1 / 3, 1 / 2, 2 / 3)  # Of the memory, for the real run: the first in which a sample fits
 
 
 def calibrate(
@@ -99,9 +103,10 @@ def calibrate(
     memory: Size,  # That there is
 ) -> MemoryEstimate:
     "Correct an estimate by one real run that surely fits; raises `ProbeFailed`"
-    batch_size = estimate.largest(int(parse_size(memory) * _PROBED))
-    if batch_size < 1:
-        return estimate  # nothing small enough to try: it stays as wide as it was
+    sizes = (estimate.largest(int(parse_size(memory) * share)) for share in _PROBED)
+    batch_size = next((size for size in sizes if size), min(1, estimate.largest(memory)))
+    if not batch_size:
+        return estimate  # not even one sample fits
     ratio = probe_step(build, batch_size, estimate.device) / estimate.footprint.at(batch_size)
     return replace(estimate, ratio=max(ratio, 1.0), band=PROBED_BAND)
 

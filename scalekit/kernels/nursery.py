@@ -88,7 +88,7 @@ class Nursery:
 
     def hand_over(self, inherited: list) -> tuple[int, socket.socket]:  # pid, the driver's end of its wire
         "A wire kernel: the spare one if there is one"
-        if self.spare is not None and os.waitpid(self.spare[0], os.WNOHANG)[0]:
+        if self.spare is not None and _has_ended(self.spare[0]):
             self.drop_spare()  # somebody has killed it
         kernel, self.spare = self.spare or self._fork_wire(inherited), None
         return kernel
@@ -137,6 +137,17 @@ def _fork(inherited: list, run: Callable[[], None]) -> int:
         traceback.print_exc()
     finally:
         os._exit(code)
+
+# %% ../../nbs/30d_kernels.nursery.ipynb #59325b23
+def _has_ended(pid: int) -> bool:
+    "Whether a child is gone; reaps it"
+    if os.waitpid(pid, os.WNOHANG)[0]:
+        return True
+    with open(f"/proc/{pid}/stat") as file:
+        if file.read().rpartition(") ")[2][0] not in "ZX":
+            return False
+    os.waitpid(pid, 0)
+    return True
 
 # %% ../../nbs/30d_kernels.nursery.ipynb #e2395028
 def _run_plain(request: dict, descriptors: list[int], loaded: Loaded) -> None:

@@ -9,10 +9,7 @@ __all__ = ['counts', 'do_measure', 'add_measure', 'do_advise', 'add_advise']
 import argparse
 import sys
 from dataclasses import asdict
-from time import monotonic
-from typing import Any
 
-from ..core import human_seconds
 from .words import count
 
 # %% ../../nbs/88p_verbs.advice.ipynb #f5ae7352
@@ -32,20 +29,9 @@ def do_measure(args: argparse.Namespace) -> int:
 
     signature = read_signature(read_source(args.notebook)[0], args.notebook)
     given = signature.parse(args.parameter)
-    begun = monotonic()
-
-    def tell(done: int, total: int, probe: Any) -> None:
-        if probe is None:
-            seconds = (monotonic() - begun) / max(done, 1) * (total - done)
-            left = f", about {human_seconds(seconds)} left" if 0 < done < total else ""
-            print(f"probe {done + 1} of {max(total, done + 1)}{left}", file=sys.stderr)
-        else:
-            rate = f"{probe.rate:,.0f} samples/s" if probe.rate else probe.error
-            print(f"  {probe.n_ranks} ranks, batch {probe.batch_size}: {rate}", file=sys.stderr)
-
     study = measure(
         args.notebook, args.ranks, args.batch, parameters=given, profile=args.profile,
-        budget=args.budget, store=args.store, on_probe=tell,
+        budget=args.budget, store=args.store,
     )  # fmt: skip
     if args.json:
         print_json({**asdict(study), "path": str(study.path), "warnings": study.warnings})
