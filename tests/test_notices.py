@@ -1,5 +1,6 @@
 """What jobs tell people, by a real mail server and a real web server on loopback."""
 
+import errno
 import hashlib
 import hmac
 import json
@@ -26,9 +27,11 @@ from processes import SCALEKIT, start_scalekit, wait_until
 
 import scalekit as sk
 from scalekit.config import ConfigError, load_settings
-from scalekit.jobs import notices
+from scalekit.jobs import outbox, transports
 from scalekit.jobs.firing import Attempt, Firing
-from scalekit.jobs.notices import Outbox, Sender, post_notices, send_notices
+from scalekit.jobs.message import write_message
+from scalekit.jobs.notices import Sender, post_notices, send_notices
+from scalekit.jobs.outbox import Outbox
 from scalekit.jobs.spec import JobSpec, Notify
 
 pytestmark = pytest.mark.timeout(60)
@@ -187,13 +190,29 @@ def test_a_server_with_a_certificate_of_somebody_else_gets_neither_mail_nor_pass
     assert "CERTIFICATE_VERIFY_FAILED" in Outbox(tmp_path).list_waiting()[0].error and mailbox.mails == []
 
 
+def test_certificates_that_cannot_be_read_are_named(mailbox, tmp_path, clock):
+    file = tmp_path / "scalekit.toml"
+    file.write_text(file.read_text().replace('"ca.pem"', '"none.pem"'))
+    post_notices(tmp_path, make_firing(tmp_path, MAIL), ("failed",), clock)
+    assert send_notices(tmp_path, clock, RIGHT) == 0
+    (waiting,) = Outbox(tmp_path).list_waiting()
+    assert f"{tmp_path / 'none.pem'} can't be read as certificates" in waiting.error
+
+
+def test_the_name_of_a_file_that_is_no_text_is_sent_with_question_marks(mailbox, tmp_path, clock):
+    reason = "No such file: " + os.fsdecode(b"caf\xe9.csv")
+    post_notices(tmp_path, make_firing(tmp_path, MAIL, reason=reason), ("failed",), clock)
+    assert send_notices(tmp_path, clock, RIGHT) == 1
+    assert mailbox.mails[0]["Subject"] == "nightly failed: No such file: caf?.csv"
+
+
 def test_a_server_that_hangs_keeps_nobody_waiting_and_is_asked_once_a_round(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         (tmp_path / "scalekit.toml").write_text(
             f'[mail]\nhost = "127.0.0.1"\nport = {port}\nfrom = "kit@example.org"\ntls = "none"\n'
         )
-        monkeypatch.setattr(notices, "_PATIENCE", 0.5)
+        monkeypatch.setattr(transports, "_PATIENCE", 0.5)
         many = [Notify(email=f"me{number}@example.org") for number in range(20)]
         post_notices(tmp_path, make_firing(tmp_path, *many), ("failed",))
         sender, begin = Sender(), monotonic()
@@ -298,6 +317,82 @@ def test_two_senders_send_a_notice_once(hook, tmp_path, clock):
     assert len(hook.got) == 1
 
 
+def test_what_another_process_sent_in_the_meantime_is_not_sent_again(hook, tmp_path, clock, monkeypatch):
+    post_notices(tmp_path, make_firing(tmp_path, Notify(webhook=hook.address)), ("failed",), clock)
+    sending = Outbox.sending
+
+    def come_late(self):
+        monkeypatch.undo()
+        assert send_notices(tmp_path, clock, {}) == 1
+        return sending(self)
+
+    monkeypatch.setattr(Outbox, "sending", come_late)
+    assert send_notices(tmp_path, clock, {}) == 0
+    assert len(hook.got) == 1
+
+
+def test_where_nothing_can_be_written_nothing_is_sent_and_the_log_says_why(hook, tmp_path, monkeypatch):
+    post_notices(tmp_path, make_firing(tmp_path, Notify(webhook=hook.address)), ("failed",))
+
+    def write(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(outbox, "write_atomic", write)
+        said = []
+        sender = Sender(lambda event, **fields: said.append(fields["error"]))
+        for _ in range(2):
+            sender.look(tmp_path)
+            sender._thread.join(20)
+        assert len(said) == 2 and "No space left" in said[0] and hook.got == []
+    assert send_notices(tmp_path) == 1
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:ssh/", "http://[127/", "http://127.0.0.1/a\u20acb"])
+def test_an_address_that_is_none_stops_no_other_notice(hook, tmp_path, clock, address):
+    bad, good = Notify(webhook="env:BAD"), Notify(webhook=hook.address)
+    for one in (bad, Notify(webhook=address), good):
+        post_notices(tmp_path, make_firing(tmp_path, one), ("failed",), clock)
+    assert send_notices(tmp_path, clock, {"BAD": "http://127.0.0.1/T0/s3cret now"}) == 1
+    waiting = {one.receiver: one.error for one in Outbox(tmp_path).list_waiting()}
+    assert len(waiting) == 2 and all(waiting.values())
+    assert waiting["env:BAD"] == "webhook BAD has an address with a blank, or with a port that is no number"
+
+
+def test_a_server_that_speaks_no_http_is_told_and_stops_no_other_notice(hook, tmp_path, clock):
+    def greet(server):
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+            connection.recv(65536)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=greet, args=(server,), daemon=True).start()
+        bad = Notify(webhook=f"http://127.0.0.1:{server.getsockname()[1]}/")
+        firing = make_firing(tmp_path, bad, Notify(webhook=hook.address.replace("127.0.0.1", "localhost")))
+        post_notices(tmp_path, firing, ("failed",), clock)
+        assert send_notices(tmp_path, clock, {}) == 1
+    (waiting,) = Outbox(tmp_path).list_waiting()
+    assert waiting.error.startswith("webhook 127.0.0.1 can't be reached: BadStatusLine")
+
+
+def test_a_notice_that_nobody_foresaw_or_can_read_stops_no_other_and_is_told_once(hook, tmp_path):
+    firing = make_firing(tmp_path, Notify(webhook=hook.address), Notify(webhook=f"{hook.address}other"))
+    post_notices(tmp_path, firing, ("failed",))
+    box, said = Outbox(tmp_path), []
+    odd = box.list_waiting()[0]
+    del odd.facts["fields"]["source"]  # as an older scalekit left it
+    box.note(odd)
+    (box.folder / "damaged.json").write_text("{")
+    sender = Sender(lambda event, **fields: said.append(fields["error"]))
+    for _ in range(2):
+        sender.look(tmp_path)
+        sender._thread.join(20)
+    assert len(hook.got) == 1
+    assert [(one.key, one.error) for one in box.list_waiting()] == [(odd.key, "KeyError: 'source'")]
+    assert len(said) == 1 and "damaged.json is no notice that this scalekit can read" in said[0]
+
+
 # Who is told of what
 
 
@@ -328,7 +423,7 @@ def test_words_and_links_can_be_ones_own_and_are_checked_when_the_file_is_read(t
     attempt = Attempt("f1", 1, "failed", run.run_id, None, None, AT)
     post_notices(place / "runs", make_firing(place, MAIL, attempts=(attempt,)), ("failed",), clock)
     (notice,) = Outbox(place / "runs").list_waiting()
-    message = notices.write_message(notice.facts, load_settings().notices)
+    message = write_message(notice.facts, load_settings().notices)
     assert message.subject == "[nightly] failed"
     link = f"https://hub.org/lab/tree/runs/{run.run_id}/notebook.ipynb"
     assert message.text == f"ValueError: so & so at {link}" and "so &amp; so" in message.html
@@ -346,9 +441,12 @@ def test_without_a_mail_server_the_reason_is_kept_and_done_notices_go_after_a_mo
     assert send_notices(tmp_path, clock, {}) == 1
     (waiting,) = Outbox(tmp_path).list_waiting()
     assert "scalekit.toml names no mail server" in waiting.error
-    clock.now += timedelta(days=40)
-    send_notices(tmp_path, clock, {})
-    assert Outbox(tmp_path, clock).list_notices() == []
+    box = Outbox(tmp_path, clock)
+    for days, left in ((40, ["given up"]), (31, [])):
+        clock.now += timedelta(days=days)
+        send_notices(tmp_path, clock, {})
+        box.forget_old()
+        assert sorted(one.state for one in box.list_notices()) == left  # a month from when it was done with
 
 
 # With the daemon

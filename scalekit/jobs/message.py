@@ -55,13 +55,18 @@ def take_facts(
         "host": socket.gethostname(),
     }
     return {
-        "fields": {name: told.get(name) or "" for name in NOTICE_FIELDS},
+        "fields": {name: _as_utf8(told.get(name) or "") for name in NOTICE_FIELDS},
         "firing": firing.firing_id, "job_id": firing.job_id, "state": firing.state, "seconds": seconds,
         "cost": cost, "metrics": {name: row["metrics"][name] for name in list(row.get("metrics") or {})[:20]},
     }  # fmt: skip
 
 # %% ../../nbs/35i_jobs.message.ipynb #642be3fa
 _LONGEST = 4000  # Characters of a source or an error
+
+
+def _as_utf8(text: str) -> str:
+    "The name of a file may hold bytes that are no text; no mail server takes them"
+    return text.encode(errors="replace").decode()
 
 
 def _say_time(when: datetime | None) -> str | None:

@@ -23,6 +23,7 @@ from .firing import Firing
 from .leader import lead
 from .ledger import Ledger
 from .notices import Sender, post_notices
+from .outbox import Outbox
 from .retention import DailyRetention
 from .tables import sync_jobs
 
@@ -62,7 +63,7 @@ def make_hooks(
     log: Callable[..., None] = log_line,
 ) -> Hooks:
     "What the daemon does beside firing"
-    sender, retention = Sender(), DailyRetention()
+    sender, retention = Sender(log), DailyRetention()
 
     def tell(book: Ledger, firing: Firing, events: tuple[str, ...]) -> None:
         if post_notices(book.store, firing, events, book.clock):
@@ -71,6 +72,7 @@ def make_hooks(
     chores = [
         Chore("scalekit.toml", _LOOK_EVERY, TomlJobs(settings, log)),
         Chore("notices", _SEND_EVERY, lambda book: sender.look(book.store)),
+        Chore("outbox", _TIDY_EVERY, lambda book: Outbox(book.store, book.clock).forget_old()),
         Chore("retention", _TIDY_EVERY, retention.look),
     ]
     return Hooks(chores, tell)
@@ -103,7 +105,7 @@ def serve(
 # %% ../../nbs/36g_jobs.serve.ipynb #2a801b04
 _LOOK_EVERY = 2.0  # At scalekit.toml [s]
 _SEND_EVERY = 10.0  # What could not be sent at once [s]
-_TIDY_EVERY = 600.0  # Looks whether a day has passed [s]
+_TIDY_EVERY = 600.0  # Runs and notices that are too old [s]
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def _show_job(book: "Ledger", args: argparse.Namespace) -> int:
 
 def _list_notices(book: "Ledger", row: dict[str, Any] | None) -> list[dict[str, Any]]:
     "What a job told whom in the last month"
-    from scalekit.jobs.notices import Outbox
+    from scalekit.jobs.outbox import Outbox
 
     found = Outbox(book.store).list_notices(row["job_id"]) if row is not None else []
     return [{"event": one.facts["fields"]["event"], "to": one.receiver, "state": one.state,
