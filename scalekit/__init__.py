@@ -26,7 +26,7 @@ _public = {
     "reports": "report",
     "footprint.estimate": "estimate_memory",
     "footprint.probe": "largest_batch",
-    "measuring.probing": "measure",
+    "measuring.probing": "measure open_study",
     "roof.distance": "measure_limit",
     "ranks.attempts": "RankFailed",
     "ranks.launcher": "launch",
@@ -38,6 +38,7 @@ _public = {
     "train.foreign": "check_world",
     "train.partitions": "Partitions",
     "inference.driver": "Predictions predict",
+    "scaling.batches": "fit_batches",
     "scaling.fitted": "fit_scaling",
     "panels.advisor": "AdvisorPanel advisor",
     "panels.form": "RunForm form",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .jobs.schedule import trigger_job as trigger_job
     from .jobs.schedule import unschedule as unschedule
     from .measuring.probing import measure as measure
+    from .measuring.probing import open_study as open_study
     from .overview import export as export
     from .overview import kpi as kpi
     from .panels.advisor import AdvisorPanel as AdvisorPanel
@@ -96,6 +98,7 @@ if TYPE_CHECKING:  # the same names once more, for mypy and editors
     from .runner import RunFailed as RunFailed
     from .runner import run as run
     from .runner import runs as runs
+    from .scaling.batches import fit_batches as fit_batches
     from .scaling.fitted import fit_scaling as fit_scaling
     from .sizing.rightsizing import rightsize as rightsize
     from .space import choice as choice

@@ -16,12 +16,13 @@ import pytest
 
 import scalekit as sk
 from scalekit.costs.prices import Price
-from scalekit.measuring.study import MeasureError, Study, save_study
+from scalekit.measuring.study import MeasureError, Study, load_study, save_study
 from scalekit.measuring.windows import Probe
 from scalekit.notebook import read_source
 from scalekit.panels.advisor import AdvisorPanel
 from scalekit.panels.outlook import draw_outlook, list_series
-from scalekit.panels.question import Assumed, NothingToRun, Question, ask, fill_in, list_deadlines
+from scalekit.panels.question import Assumed, NothingToRun, Question, ask, fill_in
+from scalekit.panels.sliders import list_deadlines
 from scalekit.store import Store
 from scalekit.values import MASK
 
@@ -51,10 +52,12 @@ def make_study(*probes: Probe, notebook: str | Path = "train.ipynb", **more: Any
 
 
 def write_notebook(
-    folder: Path, parameters: str = "lr: float = 0.1\nn_ranks: int = 1\nbatch_size: int = 64"
+    folder: Path,
+    parameters: str = "lr: float = 0.1\nn_ranks: int = 1\nbatch_size: int = 64",
+    trains: str = "print(lr, n_ranks, batch_size)",
 ) -> Path:
     cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
-             nbformat.v4.new_code_cell("print(lr, n_ranks, batch_size)")]  # fmt: skip
+             nbformat.v4.new_code_cell(trains)]  # fmt: skip
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), folder / "train.ipynb")
     return folder / "train.ipynb"
@@ -299,3 +302,46 @@ def test_run_it_starts_the_chosen_plan_and_a_changed_notebook_is_told(
     notebook.write_text(notebook.read_text() + "\n")
     panel._fill.click()
     wait_for(lambda: "train.ipynb has changed since it was measured" in panel.view.body["html"])
+
+
+TRAINS = """
+import torch
+import scalekit as sk
+
+torch.set_num_threads(1)
+model = torch.nn.Linear(8, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+data = torch.randn(256, 8), torch.randn(256, 1)
+with sk.training(model, optimizer, data, batch_size=batch_size, max_steps=400) as job:
+    for batch in job:
+        job.step((job.model(batch.x) - batch.y).square().mean())
+"""
+
+
+def test_a_run_from_the_panel_is_compared_with_what_was_said_and_kept_in_the_study(
+    panels, warm_server, monkeypatch, tmp_path
+):
+    for name, value in warm_server.items():
+        monkeypatch.setenv(name, value)
+    notebook = write_notebook(tmp_path, trains=TRAINS)
+    folder = Store(tmp_path / "runs")
+    study = make_study(make_probe(1, 1000.0, 64), notebook=notebook, sha256=read_source(notebook)[1])
+    saved = replace(study, path=save_study(study, folder))
+    panel = panels(saved, prices=6.88, store=folder.folder)
+    panel._go.click()
+    wait_for(lambda: "<b>The run: </b>It took " in panel.view.body["html"])
+    assert "outside the interval: measure again" in panel.view.body["html"]  # 30 s were said for its start
+    run_id = panel.form.followed.run.bundle.run_id
+    assert [probe.run_id for probe in load_study("latest", folder).probes] == ["", run_id]
+    assert "It took " in panel._repr_mimebundle_()["text/plain"]
+
+
+def test_a_run_that_trains_nothing_teaches_nothing_and_says_so(panels, warm_server, monkeypatch, tmp_path):
+    for name, value in warm_server.items():
+        monkeypatch.setenv(name, value)
+    notebook = write_notebook(tmp_path)
+    study = make_study(make_probe(1, 1000.0, 64), notebook=notebook, sha256=read_source(notebook)[1])
+    panel = panels(study, store=tmp_path / "runs")
+    panel._go.click()
+    wait_for(lambda: "has told no speed of a training to learn from" in panel.view.body["html"])
+    assert panel.study == study

@@ -44,6 +44,11 @@ def test_probes_take_the_path_of_a_run_and_leave_when_they_have_told_enough(note
     assert slowest > max(probe.rate for probe in study.find(1, 32))  # the pause is for a step
     assert main(["advise", "latest", "--deadline", "8h", "--prices", "2.5"]) == 0
     assert "1 rank, global batch " in capsys.readouterr().out
+    steps = "32:40000,64:21000,256:8000"
+    assert main(["advise", "latest", "--steps", steps]) == 0
+    assert "Critical batch" in capsys.readouterr().out
+    assert main(["advise", "latest", "--steps", steps, "--samples", "1000"]) == 2
+    assert "Give one of them" in capsys.readouterr().err
 
 
 def test_a_study_learns_from_a_run_and_says_how_far_it_was_off(notebook):
@@ -83,7 +88,7 @@ def test_what_there_was_no_time_for_is_named(notebook, capsys):
 def test_a_kind_that_fails_at_once_is_named_by_what_was_asked(place):
     fails = TRAINS[0], "assert batch_size < 64, 'too much'", *TRAINS[1:]
     write_notebook(place / "train.ipynb", *fails)
-    study = sk.measure("train.ipynb", batch=[32, 64], budget=5)
+    study = sk.measure("train.ipynb", batch=[32, 64], budget=30)
     assert any(word.startswith("1 rank, batch 64: ") and "too much" in word for word in study.warnings)
 
 

@@ -24,9 +24,9 @@ from ..costs.plan import Choice, Plan, choose_plan, plan_run, say_cost, say_time
 from ..costs.prices import Price, find_price
 from ..jobs.calendar import parse_duration
 from ..measuring.windows import Probe
-from ..scaling.batches import Band
+from ..scaling.batches import Band, BatchFit, fit_batches
 from ..scaling.fitted import fit_scaling
-from ..scaling.points import Point
+from ..scaling.points import Point, Throughput
 from ..scaling.prediction import Prediction, Scaling
 
 # %% ../../nbs/64b_advice.advising.ipynb #ff180e78
@@ -109,13 +109,15 @@ class Advice:
     limit: str  # What limits there, in a sentence
     fits: dict[int, Scaling] = field(repr=False)  # By batch size
     warnings: tuple[str, ...] = ()
+    target: BatchFit | None = None  # Where the work is not a number of samples but a target
 
     best = property(lambda self: self.choice.best, doc="The plan to take, or None")
     plans = property(lambda self: self.choice.plans)
 
     @property
     def sentence(self) -> str:
-        return f"{self.choice.sentence} {self.limit}".strip()
+        parts = [self.choice.sentence, self.limit, str(self.target) if self.target else ""]
+        return " ".join(part for part in parts if part)
 
     def rows(self) -> list[dict[str, Any]]:
         "One for each number of ranks and batch size, for a table or JSON"
@@ -166,6 +168,7 @@ def advise(
     *,
     n_ranks: Sequence[int] | None = None,  # To think about; None: up to four times what was measured
     samples: float | None = None,  # Of the whole training; None: as the notebook asked
+    target: BatchFit | Throughput | None = None,  # Instead: steps to a target by batch, {32: 4100, 128: 1400}
     devices_per_node: int | None = None,  # GPUs of one machine; None: those of the price, or one machine
     spot: bool = False,  # At the price of machines that may be taken away
     interruptions: Interruptions | None = None,  # How often they are
@@ -177,14 +180,17 @@ def advise(
     fits = {batch: _learn(study, batch, size) for batch in study.batch_sizes if batch}
     if not fits:
         raise BadAdvice(f"study {study.study_id} has no probe with a batch size. Measure with batch=[...]")
+    aim = fit_batches(target) if target is not None and not isinstance(target, BatchFit) else target
+    if aim and samples:
+        raise BadAdvice("samples and target both say how much is to be done. Give one of them")
     plans = [
-        plan_run(fit, n, price, samples=samples or _count_samples(study, batch), global_batch=batch,
-                 startup=_startup(study, n), spot=spot, interruptions=interruptions,
+        plan_run(fit, n, price, samples=None if aim else samples or _count_samples(study, batch), target=aim,
+                 global_batch=batch, startup=_startup(study, n), spot=spot, interruptions=interruptions,
                  device="GPU" if study.machine["gpus"] else "rank")
         for batch, fit in fits.items() for n in _candidates(fit, n_ranks)
     ]  # fmt: skip
     choice = choose_plan(plans, None if deadline is None else parse_duration(deadline), budget)
-    return Advice(study, choice, say_limit(study, choice.best), fits, tuple(study.warnings))
+    return Advice(study, choice, say_limit(study, choice.best), fits, tuple(study.warnings), aim)
 
 # %% ../../nbs/64b_advice.advising.ipynb #0916ba08
 def _count_samples(study: Measured, batch_size: int) -> float:

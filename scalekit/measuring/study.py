@@ -125,7 +125,7 @@ class Study:
         deadline: str | float | None = None,  # As "8h", or seconds
         budget: float | None = None,  # Money
         prices: Any = None,  # As "aws p5", or money a GPU and hour; None: the profile's
-        **more: Any,  # As for `advice.advising.advise`: n_ranks, samples, devices_per_node, spot
+        **more: Any,  # As for `advice.advising.advise`: n_ranks, samples, target, devices_per_node, spot
     ) -> Advice:
         "How many ranks, how long, how much money, and what limits it"
         return advise(self, deadline, budget, prices, **more)

@@ -38,7 +38,7 @@ def make_band(draws: np.ndarray) -> Band:
     return Band(float(median), float(low), float(high))
 
 # %% ../../nbs/61g_scaling.batches.ipynb #cff14302
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchFit:
     "How many steps to a target at a global batch; made by `fit_batches`"
 
