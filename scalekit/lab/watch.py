@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..core import human_seconds
@@ -25,26 +25,27 @@ class Watch:
 
     def __init__(
         self,
-        store: str | os.PathLike,  # Folder of the store
+        find_store: Callable[[], Path],  # Folder of the store; may raise
         folder: str | os.PathLike,  # Of the project
         log: logging.Logger,
         command: Sequence[str] = COMMAND,
     ) -> None:
-        self.store, self.folder, self.log, self.command = Path(store), Path(folder), log, command
+        self.find_store, self.folder, self.log, self.command = find_store, Path(folder), log, command
         self._started: subprocess.Popen | None = None
         self._n_failed = 0
 
     def ensure(self) -> Leader | None:  # The one that was there already
         "Start a daemon if none is alive, and none is about to be"
+        store = self.find_store()
         if self._started is not None and self._started.poll() is None:
-            return find_leader(self.store)
-        if (leader := find_leader(self.store)) is not None:
+            return find_leader(store)
+        if (leader := find_leader(store)) is not None:
             self._n_failed = 0
             return leader
         if self._started is not None:
-            self._tell(self._started.returncode)
-        self._started = start_daemon(self.store, self.folder, self.command)
-        self.log.info("scalekit: started a daemon for %s, process %d", self.store, self._started.pid)
+            self._tell(store, self._started.returncode)
+        self._started = start_daemon(store, self.folder, self.command)
+        self.log.info("scalekit: started a daemon for %s, process %d", store, self._started.pid)
         return None
 
     async def start(self) -> None:
@@ -56,8 +57,8 @@ class Watch:
                 self.log.warning("scalekit: no daemon can be started: %s", error)
             await asyncio.sleep(min(self.every * 2**self._n_failed, 300))
 
-    def _tell(self, code: int) -> None:
+    def _tell(self, store: Path, code: int) -> None:
         self._n_failed = min(self._n_failed + 1, 6)
         pause = human_seconds(min(self.every * 2**self._n_failed, 300))
-        said = read_end(self.store)
+        said = read_end(store)
         self.log.warning("scalekit: the daemon ended with %d: %s. Next try in %s", code, said, pause)
