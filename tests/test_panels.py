@@ -12,8 +12,9 @@ from notebooks import make_notebook
 from panel_kernel import Kernel
 
 from scalekit.cluster import Cluster, open_cluster
+from scalekit.panels.cells import close_panels
 from scalekit.panels.cluster import ClusterPanel
-from scalekit.panels.frame import Ended, Panel, close_panels
+from scalekit.panels.frame import Ended, Panel
 from scalekit.panels.runs import RunsPanel
 from scalekit.panels.workers import make_body, write_body
 from scalekit.runner import run
@@ -196,7 +197,7 @@ def test_a_cell_that_is_run_twice_has_one_panel(kernel):
     kernel.run("from IPython.display import display\ndisplay(P('one'), P('two'))", cell="c")
     kernel.run("'no panel any more'", cell="a")
     assert kernel.settles("threads()", 3)
-    kernel.run("import scalekit.panels.frame as f; f.close_panels()")
+    kernel.run("import scalekit.panels.cells as c; c.close_panels()")
     assert kernel.settles("threads()", 0)
 
 
@@ -311,7 +312,7 @@ def test_orders_that_mean_nothing_are_passed_over(runs):
     runs.read()
     for order in ({}, {"do": "resume"}, {"do": "compare"}, {"do": "sort"}, {"do": "__init__"}, {"do": ["x"]}):
         runs.handle(order)
-    assert runs._orders == {}
+    assert runs._work.names == []
 
 
 def test_a_run_whose_notebook_was_moved_says_where_it_was_looked_for(runs):

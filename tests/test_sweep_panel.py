@@ -244,7 +244,7 @@ def test_an_order_for_a_run_that_is_no_trial_does_nothing(made, panel):
     other = made.begin(3, sweep="another")
     panel.handle({"do": "prune", "run": other.run_id})
     panel.handle({"do": "prune", "run": "../../etc"})
-    wait_for(lambda: not panel._orders)
+    wait_for(lambda: not panel._work.names)
     assert not (other.path / "stop").exists()
     assert panel.trouble is None
 

@@ -90,7 +90,7 @@ class ScalekitScheduler(BaseScheduler):
         environments_manager.root = root_dir  # ours lists the profiles of this folder
         admit_fields()
         self._book: Ledger | None = None
-        self.task_runner = Watch(lambda: self.book.store, root_dir, self.log)  # started with the server's loop
+        self.task_runner = Watch(lambda: self.book.store, root_dir, self.log)
 
     @property
     def book(self) -> Ledger:

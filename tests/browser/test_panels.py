@@ -171,7 +171,7 @@ def test_runs_are_filtered_compared_tagged_and_started_again_with_other_values(l
 
 
 SEEN = """
-from scalekit.panels import frame
+from scalekit.panels import cells
 with open("seen.txt", "w") as file:
-    file.write(str([not panel._unseen for panel in frame._open]))
+    file.write(str([not panel._unseen for panel in cells.open_panels]))
 """
