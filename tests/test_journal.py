@@ -1,5 +1,6 @@
 """Runs that are broken off and go on; results of cells that runs share."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from notebooks import write_notebook
 
 import scalekit as sk
 from scalekit.cli import main
+from scalekit.journal.watch import LocalModules
 
 sys.path.insert(0, str(Path(__file__).parent / "torture"))
 import journal as torture
@@ -148,6 +150,37 @@ def test_a_notebook_that_can_keep_no_journal_says_so_once(folder, every_cell, ca
     ]
     assert main(["show", run.run_id, "--store", "runs"]) == 0
     assert "note:              this run keeps no journal" in capsys.readouterr().out
+
+
+RING = """
+class Node:
+    def __init__(self): self.peers = set()
+one, other = Node(), Node()
+one.peers.add(other); other.peers.add(one)
+deep = []
+for _ in range(3000): deep = [deep]
+"""
+
+
+def test_a_ring_through_sets_or_a_deep_list_costs_its_own_cell_only(folder, every_cell):
+    cells = ["a = [1]", RING, "b = a + [2]"]
+    broken = play(folder, *cells, "1 / 0")
+    assert not [event for event in broken.bundle.events() if event["event"] == "note"]
+    check = "import scalekit as sk; sk.record(b=b, ring=other in one.peers)"
+    resumed = play(folder, *cells, check, resume=broken.run_id)
+    assert statuses(resumed) == ["restored", "completed", "restored", "completed"]
+    assert resumed.bundle.records() == {"b": [1, 2], "ring": True}
+
+
+def test_packages_in_a_folder_elsewhere_are_no_modules_of_the_project(folder, monkeypatch):
+    for place, name in (("stack/site-packages", "foreign_kit"), ("project", "own_kit")):
+        (folder / place).mkdir(parents=True)
+        (folder / place / f"{name}.py").write_text("CALLS = []")
+        monkeypatch.syspath_prepend(folder / place)  # as PYTHONPATH does
+        importlib.import_module(name)
+    own = LocalModules({})
+    own.find()
+    assert "own_kit" in own.modules and "foreign_kit" not in own.modules
 
 
 def test_settings_switch_the_journal_off(folder, every_cell):

@@ -43,7 +43,10 @@ class Encoder:
     ) -> Any:  # A child
         "Encode the value of a name; a function or class is described here, elsewhere named"
         self.root = value
-        return self.encode(value)
+        try:
+            return self.encode(value)
+        except RecursionError:  # as deep as Python can look
+            raise Unstorable("it is nested too deeply, or a set in it leads back to itself") from None
 
     def encode(self, value: Any) -> Any:
         "A child for any value"

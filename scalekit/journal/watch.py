@@ -32,6 +32,8 @@ _CACHES = (
     "/.jupyter/",
     "/ipykernel_",
     "/.local/",
+    "/site-packages/",
+    "/dist-packages/",
 )
 
 
