@@ -13,8 +13,8 @@ MARK = "SCALEKIT_TEST_MARK"  # Environment variable that everything a test start
 SCALEKIT = str(Path(sys.executable).with_name("scalekit"))
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20.0, every: float = 0.02) -> None:
-    "Wait for something to come true"
+def wait_until(condition: Callable[[], object], seconds: float = 120.0, every: float = 0.02) -> None:
+    "Wait for something to come true, far longer than it takes on a machine that others crowd"
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came true"
@@ -27,6 +27,14 @@ def start_scalekit(*words: str | Path, **variables: str) -> subprocess.Popen:
         [SCALEKIT, *map(str, words)], env={**os.environ, **variables}, text=True, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def is_alive(pid: int) -> bool:
+    "Whether a process runs; one that is only not waited for doesn't"
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def list_marked(mark: str) -> list[str]:
@@ -44,7 +52,7 @@ def list_marked(mark: str) -> list[str]:
     return found
 
 
-def list_left(mark: str, seconds: float = 10.0) -> list[str]:
+def list_left(mark: str, seconds: float = 60.0) -> list[str]:
     "What is still there of a test after `seconds`: processes by their mark, and kernels of the shared server"
     from scalekit.kernels.client import describe_server
 

@@ -7,6 +7,7 @@ import time
 import nbformat
 import pytest
 from notebooks import STUBBORN, make_notebook, show_cells
+from processes import is_alive, wait_until
 
 from scalekit import engine
 from scalekit.engine import Execution
@@ -28,12 +29,10 @@ class Ran:
         self.live = LiveNotebook(self.notebook, path, secrets)
         order = KernelOrder("python3", os.getcwd(), dict(os.environ), 1, ("json",), 3.0)
         limits = limits or Limits()
-        start = time.monotonic()
         with open_kernel(order, limits.grace) as (kernel, crash_report):
             execution = Execution(self.notebook, kernel, self.live, limits, crash_report=crash_report, **more)
             self.outcome = execution.run()
         self.live.finish()
-        self.seconds = time.monotonic() - start
         self.cells = show_cells(self.notebook)
 
     @property
@@ -41,39 +40,51 @@ class Ran:
         return [cell.status for cell in self.cells]
 
 
-def stop_after(seconds, state="cancelled"):
-    end = time.monotonic() + seconds
-    return lambda: state if time.monotonic() > end else None
+class Ear:
+    "Hears what a kernel publishes; with each text that a cell prints an hour passes on the engine's clock"
+
+    def __init__(self, monkeypatch):
+        self.said, self._hours = "", 0
+        monkeypatch.setattr(engine, "monotonic", lambda: time.monotonic() + 3600 * self._hours)
+
+    def __call__(self, message):
+        if message["header"]["msg_type"] == "stream":
+            self.said += message["content"]["text"]
+            self._hours += 1
 
 
+@pytest.fixture
+def ear(monkeypatch):
+    return Ear(monkeypatch)
+
+
+MINUTE, DAY = 60.0, 86_400.0
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-SLEEP = "import time; print('begins', flush=True); time.sleep(60)"
+SLEEP = "import time; print('begins', flush=True); time.sleep(600)"
 
 
 # Limits
 
 
-def test_a_cell_that_takes_too_long_is_interrupted_and_what_it_printed_stays():
-    ran = Ran("x = 1", SLEEP, "x", limits=Limits(cell_timeout=0.5))
+def test_a_cell_that_takes_too_long_is_interrupted_and_what_it_printed_stays(ear):
+    ran = Ran("x = 1", SLEEP, "x", limits=Limits(cell_timeout=MINUTE, grace=DAY), on_message=ear)
     assert ran.marks == ["completed", "failed", "not run"]
     assert ran.cells[1].text == "begins\n"
     assert [name for name, _ in ran.cells[1].errors] == ["KeyboardInterrupt", "CellTimeout"]
-    assert str(ran.outcome.failure) == "CellTimeout: the cell took longer than 0.5 s"
-    assert ran.seconds < 5
+    assert str(ran.outcome.failure) == "CellTimeout: the cell took longer than 1:00"
 
 
-def test_a_cell_that_ignores_the_interrupt_is_killed_after_the_grace():
-    ran = Ran("x = 1", STUBBORN, "x", limits=Limits(cell_timeout=0.5, grace=1.0))
+def test_a_cell_that_ignores_the_interrupt_is_killed_after_the_grace(ear):
+    ran = Ran("x = 1", STUBBORN, "x", limits=Limits(cell_timeout=MINUTE, grace=MINUTE), on_message=ear)
     assert ran.marks == ["completed", "failed", "not run"]
     assert ran.cells[1].text == "begins\nnot yet\n"
     assert [name for name, _ in ran.cells[1].errors] == ["CellTimeout"]
     assert ran.outcome.state == "failed"
-    assert ran.seconds < 5
 
 
-def test_a_cell_may_clean_up_when_it_is_interrupted():
+def test_a_cell_may_clean_up_when_it_is_interrupted(ear):
     cell = f"try:\n    {SLEEP}\nfinally:\n    time.sleep(0.5); print('cleaned up')"
-    ran = Ran(cell, limits=Limits(cell_timeout=0.3))
+    ran = Ran(cell, limits=Limits(cell_timeout=MINUTE, grace=DAY), on_message=ear)
     assert ran.cells[0].text == "begins\ncleaned up\n"
 
 
@@ -81,38 +92,41 @@ def test_a_run_that_takes_too_long_is_stopped_in_the_cell_where_it_is():
     ran = Ran(*["import time; time.sleep(0.4)"] * 20, limits=Limits(run_timeout=1.0))
     n_done = ran.marks.count("completed")
     assert ran.marks == ["completed"] * n_done + ["failed"] + ["not run"] * (19 - n_done)
-    assert 1 <= n_done <= 3
     assert str(ran.outcome.failure) == "RunTimeout: the run took longer than 1.0 s"
 
 
-def test_each_cell_has_its_own_time():
-    ran = Ran(*["import time; time.sleep(0.4)"] * 3, limits=Limits(cell_timeout=1.0))
+def test_each_cell_has_its_own_time(ear):
+    "Each cell ends within an hour, and all of them take three"
+    ran = Ran(*["print(1)"] * 3, limits=Limits(cell_timeout=2 * 3600), on_message=ear)
     assert ran.marks == ["completed"] * 3
 
 
 @pytest.mark.parametrize("state", ["cancelled", "preempted", "pruned"])
-def test_a_run_that_is_told_to_stop_ends_as_it_was_told_and_keeps_what_it_has(state):
-    ran = Ran("print('done')", SLEEP, "1", find_stop=stop_after(0.7, state))
+def test_a_run_that_is_told_to_stop_ends_as_it_was_told_and_keeps_what_it_has(ear, state):
+    ran = Ran("print('done')", SLEEP, "1", on_message=ear, limits=Limits(grace=DAY),
+              find_stop=lambda: state if "begins" in ear.said else None)  # fmt: skip
     assert (ran.outcome.state, ran.marks) == (state, ["completed", "failed", "not run"])
     assert ran.cells[0].text + ran.cells[1].text == "done\nbegins\n"
 
 
 def test_a_stop_that_comes_before_the_kernel_has_begun_is_heard_all_the_same():
     for seconds in (0.0, 0.001, 0.01, 0.02):
-        ran = Ran(SLEEP, find_stop=stop_after(seconds))
+        end = time.monotonic() + seconds
+        stops = lambda end=end: "cancelled" if time.monotonic() > end else None  # noqa: E731
+        ran = Ran(SLEEP, find_stop=stops, limits=Limits(grace=DAY))  # nobody would wait for the kill
         assert (ran.outcome.state, ran.marks) == ("cancelled", ["failed"])
-        assert ran.seconds < 4  # and not the grace of five
 
 
-def test_a_stubborn_cell_does_not_survive_a_stop():
-    ran = Ran(STUBBORN, find_stop=stop_after(0.5), limits=Limits(grace=0.5))
+def test_a_stubborn_cell_does_not_survive_a_stop(ear):
+    stops = lambda: "cancelled" if "begins" in ear.said else None  # noqa: E731
+    ran = Ran(STUBBORN, find_stop=stops, limits=Limits(grace=MINUTE), on_message=ear)
     assert (ran.outcome.state, ran.marks) == ("cancelled", ["failed"])
 
 
-def test_a_timeout_ends_what_the_cell_has_started():
-    cell = "import subprocess; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"
-    ran = Ran(cell, limits=Limits(cell_timeout=0.5))
-    assert not os.path.exists(f"/proc/{int(ran.cells[0].text)}")
+def test_a_timeout_ends_what_the_cell_has_started(ear):
+    cell = "import subprocess; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
+    ran = Ran(cell, limits=Limits(cell_timeout=MINUTE, grace=DAY), on_message=ear)
+    wait_until(lambda: not is_alive(int(ran.cells[0].text)))
 
 
 # A kernel that dies
@@ -149,8 +163,12 @@ def test_a_kernel_that_dies_behind_the_last_cell_changes_nothing_about_the_cells
 
 
 def test_a_stop_that_comes_behind_the_last_cell_comes_too_late():
-    cell = "import threading, time; threading.Thread(target=time.sleep, args=[0.5]).start()"
-    ran = Ran(cell, find_stop=stop_after(0.2))
+    cell, ended = "import threading, time; threading.Thread(target=time.sleep, args=[0.5]).start()", []
+
+    def note(event, status="", **fields):
+        ended.extend(["cancelled"] * (status == "completed"))
+
+    ran = Ran(cell, on_event=note, find_stop=lambda: ended[0] if ended else None)
     assert (ran.outcome.state, ran.marks) == ("succeeded", ["completed"])
 
 
@@ -192,7 +210,6 @@ def test_a_cell_may_await():
 def test_a_cell_that_asks_for_input_fails_with_a_reason_and_does_not_wait():
     ran = Ran("input('name?')")
     assert ran.outcome.failure.name == "StdinNotImplementedError"
-    assert ran.seconds < 5
 
 
 def test_sources_ids_tags_and_text_cells_stay_as_they_were():
@@ -208,8 +225,7 @@ def test_sources_ids_tags_and_text_cells_stay_as_they_were():
 def test_each_cell_says_what_it_used():
     ran = Ran("import time; time.sleep(0.3)", "data = b'x' * 80_000_000", "del data")
     marks = [cell["metadata"]["scalekit"] for cell in ran.notebook["cells"]]
-    assert 0.3 <= marks[0]["seconds"] < 2
-    assert marks[0]["cpu_seconds"] < 0.3
+    assert marks[0]["seconds"] >= 0.3 and marks[0]["cpu_seconds"] < marks[0]["seconds"]
     assert marks[1]["memory"] - marks[0]["memory"] > 70_000_000
     assert marks[0]["memory"] > 20_000_000
 
@@ -218,22 +234,22 @@ def test_each_cell_says_what_it_used():
 
 
 def test_what_a_thread_or_a_task_prints_late_is_not_lost(tmp_path):
-    thread = "import asyncio, threading\nt = threading.Timer(0.2, print, ['late'])\nt.start()"
+    thread = "import asyncio, threading\ngo = threading.Event()\n"
+    thread += "t = threading.Thread(target=lambda: (go.wait(), print('late')))\nt.start()"
     task = (
         "async def tell():\n    await asyncio.sleep(0.1); print('later')\nwait = asyncio.create_task(tell())"
     )
-    ran = Ran(thread, task, "await wait; t.join(); print('third')", path=tmp_path / "a.ipynb")
+    ran = Ran(thread, task, "await wait; go.set(); t.join(); print('third')", path=tmp_path / "a.ipynb")
     assert [cell.text for cell in ran.cells] == ["", "later\n", "late\nthird\n"]  # as a stock kernel has it
 
 
-def test_twenty_megabytes_of_output_are_kept_whole_and_in_time(tmp_path):
+def test_twenty_megabytes_of_output_are_kept_whole(tmp_path):
     cell = "for number in range(200):\n    print(f'{number:05}' + 'x' * 100_000)"
     ran = Ran(cell, path=tmp_path / "a.ipynb")
     lines = ran.cells[0].text.splitlines()
     assert [int(line[:5]) for line in lines] == list(range(200))
     assert len(ran.cells[0].text) == 200 * 100_006
     assert len((tmp_path / "a.ipynb").read_text()) > 20_000_000
-    assert ran.seconds < 15
 
 
 def test_two_hundred_images_are_kept(tmp_path):
@@ -242,7 +258,6 @@ def test_two_hundred_images_are_kept(tmp_path):
     ran = Ran(tools, *[show] * 200, path=tmp_path / "a.ipynb")
     images = [output["data"]["image/png"] for cell in ran.notebook["cells"][1:] for output in cell["outputs"]]
     assert len(set(images)) == 200
-    assert ran.seconds < 20
     nbformat.validate(nbformat.read(tmp_path / "a.ipynb", 4))
 
 
@@ -406,7 +421,7 @@ def test_a_journal_that_found_the_disk_full_for_a_while_lacks_and_repeats_nothin
     cells = [f"for i in range(3):\n    print({n}, i, flush=True); time.sleep(0.1)" for n in range(4)]
     ran = Ran("import time", *cells, path=(path := tmp_path / "a.ipynb"))
     assert show_cells(recover_notebook(path)) == ran.cells
-    assert next(moments) > 9
+    assert next(moments) > 3, "the disk was never full"
 
 
 def test_a_secret_printed_in_two_pieces_is_in_no_file_of_a_run_that_is_killed(tmp_path, monkeypatch):
@@ -441,7 +456,6 @@ def test_exit_handlers_run_and_may_print_as_much_as_they_like(tmp_path):
     end = f"def end():\n    print('x' * 3_000_000)\n    pathlib.Path({str(said)!r}).write_text('bye')"
     ran = Ran(f"import atexit, pathlib\n@atexit.register\n{end}")
     assert (ran.outcome.state, said.read_text()) == ("succeeded", "bye")
-    assert ran.seconds < 4
 
 
 @pytest.fixture
@@ -456,18 +470,24 @@ def no_warm_kernels(monkeypatch):
     "cell, limits, errors",
     [
         ("print('ok', flush=True)", Limits(), []),
-        ("print('ok', flush=True); import os, time; time.sleep(0.5); os._exit(3)", Limits(), ["KernelDied"]),
         (
-            "print('ok', flush=True); import time; time.sleep(60)",
-            Limits(1.0),
-            ["KeyboardInterrupt", "CellTimeout"],
+            "print('ok', flush=True); import os, time\nwhile not os.path.exists('heard'): time.sleep(0.02)\n"
+            "os._exit(3)",
+            Limits(),
+            ["KernelDied"],
         ),
-        (STUBBORN.replace("begins", "ok"), Limits(1.0, grace=1.0), ["CellTimeout"]),
+        (SLEEP.replace("begins", "ok"), Limits(MINUTE, grace=DAY), ["KeyboardInterrupt", "CellTimeout"]),
+        (STUBBORN.replace("begins", "ok"), Limits(MINUTE, grace=MINUTE), ["CellTimeout"]),
     ],
 )
-def test_where_there_is_no_warm_kernel_a_normal_one_tells_the_same(no_warm_kernels, cell, limits, errors):
-    ran = Ran("x = 1", cell, "x", limits=limits)
+def test_where_there_is_no_warm_kernel_a_normal_one_tells_the_same(
+    no_warm_kernels, place, ear, cell, limits, errors
+):
+    def hear(message):
+        ear(message)
+        (place / "heard").touch() if ear.said else None
+
+    ran = Ran("x = 1", cell, "x", limits=limits, on_message=hear)
     assert ran.marks == ["completed", *(["failed", "not run"] if errors else ["completed", "completed"])]
     assert [name for name, _ in ran.cells[1].errors] == errors
     assert ran.cells[1].text.startswith("ok\n")
-    assert ran.seconds < 15

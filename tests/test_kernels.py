@@ -16,13 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from processes import wait_until
+from processes import is_alive, wait_until
 
 from scalekit.kernels.client import WarmKernel, describe_server, hold_server, start_kernel
 from scalekit.kernels.connection import NoWarmKernel, find_runtime_folder
 
 LIGHT, HEAVY = ("json",), ("numpy", "torch")  # What servers of the tests import
 LINGER = 5.0
+_SILENCE = 120.0  # Of a kernel that must say something [s]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -104,7 +105,7 @@ class Notebook:
     def end(self, request: str) -> Said:
         "Everything that a request has made the kernel say"
         messages = []
-        while (message := self.kernel.receive(30)) is not None:
+        while (message := self.kernel.receive(_SILENCE)) is not None:
             if message["parent_header"].get("msg_id") == request:
                 messages.append(message)
                 if message["content"].get("execution_state") == "idle":
@@ -117,15 +118,10 @@ class Notebook:
 
     def wait_for_text(self, text: str) -> None:
         "Read until a running cell has printed something"
-        while text not in (message := self.kernel.receive(30))["content"].get("text", ""):
-            assert message is not None
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
+        while (message := self.kernel.receive(_SILENCE)) is not None:
+            if text in message["content"].get("text", ""):
+                return
+        raise AssertionError(f"the kernel has not printed {text!r}")
 
 
 @contextmanager
@@ -231,7 +227,7 @@ def test_a_file_that_nobody_closed_is_whole_when_the_kernel_has_ended(tmp_path):
         notebook.run("knot = [open('knot.txt', 'w')]; knot.append(knot); knot[0].write('tied')")
         notebook.run("import atexit; atexit.register(lambda: open('atexit.txt', 'w').write('done'))")
         notebook.run(late)
-        assert notebook.kernel.close(grace=10) == 0
+        assert notebook.kernel.close(grace=120) == 0
     texts = [(tmp_path / name).read_text() for name in ("open.txt", "knot.txt", "atexit.txt", "thread.txt")]
     assert texts == ["last words", "tied", "done", "late"]
 
@@ -303,7 +299,8 @@ def test_twenty_megabytes_of_text_arrive_whole():
 
 def test_an_interrupt_in_the_middle_of_a_long_text_harms_only_the_text():
     with Notebook() as notebook:
-        cell = notebook.begin("while True: print('x' * 1_000_000, flush=True)")
+        cell = notebook.begin("print('begins')\nwhile True: print('x' * 1_000_000, flush=True)")
+        notebook.wait_for_text("begins")  # before, it would not hear an interrupt
         time.sleep(0.5)  # the wire is full: the cell waits to be read
         notebook.kernel.interrupt()
         assert notebook.end(cell).errors == ["KeyboardInterrupt"]
@@ -352,7 +349,7 @@ def test_input_is_refused():
 
 
 @pytest.mark.parametrize(
-    "sleep", ["import time; time.sleep(60)", "import asyncio; await asyncio.sleep(60)"]
+    "sleep", ["import time; time.sleep(600)", "import asyncio; await asyncio.sleep(600)"]
 )
 @pytest.mark.parametrize("pause", [0, 0.5])  # the loop is just about to sleep, or sleeps
 def test_an_interrupt_ends_a_cell_and_not_the_kernel(sleep, pause):
@@ -360,15 +357,13 @@ def test_an_interrupt_ends_a_cell_and_not_the_kernel(sleep, pause):
         cell = notebook.begin(f"print('begins', flush=True); {sleep}")
         notebook.wait_for_text("begins")
         time.sleep(pause)
-        begun = time.monotonic()
         notebook.kernel.interrupt()
         assert notebook.end(cell).errors[0] in ("KeyboardInterrupt", "CancelledError")
-        assert time.monotonic() - begun < 10
         assert notebook.run("1 + 1").value == 2
 
 
 def test_an_interrupt_reaches_what_a_cell_has_started():
-    code = "import subprocess; print('begins', flush=True); subprocess.run(['sleep', '60'])"
+    code = "import subprocess; print('begins', flush=True); subprocess.run(['sleep', '600'])"
     with Notebook() as notebook:
         cell = notebook.begin(code)
         notebook.wait_for_text("begins")
@@ -380,7 +375,7 @@ def test_a_crash_of_native_code_leaves_last_words():
     log = os.memfd_create("crash")
     with Notebook(crash_log=log) as notebook:
         notebook.run("import ctypes; ctypes.string_at(0)")
-        assert (notebook.kernel.dead, notebook.kernel.wait(10)) == (True, -signal.SIGSEGV)
+        assert (notebook.kernel.dead, notebook.kernel.wait(120)) == (True, -signal.SIGSEGV)
     words = os.pread(log, 4096, 0).decode()
     os.close(log)
     assert "Segmentation fault" in words and "ctypes" in words
@@ -408,7 +403,7 @@ def test_nothing_outlives_a_kernel_that_is_closed():
     with Notebook() as notebook:
         sleeper = int(notebook.run(START_SLEEPER).text)
         assert is_alive(sleeper)
-    wait_until(lambda: not is_alive(sleeper) and not is_alive(notebook.kernel.pid), 5)
+    wait_until(lambda: not is_alive(sleeper) and not is_alive(notebook.kernel.pid))
 
 
 def test_nothing_outlives_a_driver_that_is_killed():
@@ -422,7 +417,7 @@ def test_nothing_outlives_a_driver_that_is_killed():
         assert is_alive(kernel) and is_alive(sleeper)
         time.sleep(0.2)
         process.kill()
-        wait_until(lambda: not is_alive(kernel) and not is_alive(sleeper), 5)
+        wait_until(lambda: not is_alive(kernel) and not is_alive(sleeper))
 
 
 def test_a_child_of_a_killed_driver_keeps_no_kernel_alive():
@@ -438,7 +433,7 @@ def test_a_child_of_a_killed_driver_keeps_no_kernel_alive():
         try:
             time.sleep(0.2)
             process.kill()
-            wait_until(lambda: not is_alive(kernel), 5)
+            wait_until(lambda: not is_alive(kernel))
             assert is_alive(child)
         finally:
             os.kill(child, signal.SIGKILL)
@@ -448,16 +443,16 @@ def test_nothing_outlives_a_server_that_is_killed(own_servers):
     with Notebook() as notebook:
         sleeper = int(notebook.run(START_SLEEPER).text)
         os.kill(describe_server(LIGHT, LINGER)["pid"], signal.SIGKILL)
-        assert notebook.kernel.receive(5) is None
-        assert (notebook.kernel.dead, notebook.kernel.wait(5)) == (True, -signal.SIGKILL)
-        wait_until(lambda: not is_alive(sleeper) and not is_alive(notebook.kernel.pid), 5)
+        assert notebook.kernel.receive(_SILENCE) is None
+        assert (notebook.kernel.dead, notebook.kernel.wait(_SILENCE)) == (True, -signal.SIGKILL)
+        wait_until(lambda: not is_alive(sleeper) and not is_alive(notebook.kernel.pid))
     with Notebook() as after:
         assert after.run("1 + 1").value == 2
 
 
 def test_a_server_ends_when_nobody_has_needed_it_for_a_while(own_servers):
-    server = describe_server(LIGHT, 0.2)["pid"]
-    wait_until(lambda: not is_alive(server), 5)
+    server = describe_server(LIGHT, 0.5)["pid"]
+    wait_until(lambda: not is_alive(server))
     assert list(find_runtime_folder().glob("*.sock")) == []
 
 
@@ -470,8 +465,9 @@ def test_a_server_stays_as_long_as_somebody_holds_it(own_servers):
 def test_a_spare_kernel_that_was_killed_is_not_given_to_anybody():
     with Notebook() as first:
         assert first.run("1").value == 1
+        wait_until(lambda: describe_server(LIGHT, LINGER)["spare"])
         os.kill(spare := describe_server(LIGHT, LINGER)["spare"], signal.SIGKILL)
-        wait_until(lambda: not is_alive(spare), 5)
+        wait_until(lambda: not is_alive(spare))
         with Notebook() as second:
             assert second.run("1 + 1").value == 2
 
@@ -532,13 +528,13 @@ HAZARDS = {
 def test_a_module_that_makes_a_fork_unsafe_is_a_reason_not_to_fork(own_servers, tmp_path, reason):
     (tmp_path / "hazard.py").write_text(HAZARDS[reason].format(tmp_path))
     with pytest.raises(NoWarmKernel, match=reason):
-        Notebook(("hazard",), 0.2, environment={**os.environ, "PYTHONPATH": str(tmp_path)})
+        Notebook(("hazard",), 2.0, environment={**os.environ, "PYTHONPATH": str(tmp_path)})
 
 
 def test_a_module_that_can_t_be_imported_is_named_and_left_out(own_servers, tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("raise SystemExit('not today')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    failed = describe_server(("broken", "json", "no_such_module"), 0.2)["failed"]
+    failed = describe_server(("broken", "json", "no_such_module"), 2.0)["failed"]
     assert failed["broken"] == "SystemExit: not today"
     assert failed["no_such_module"].startswith("ModuleNotFoundError")
     assert "json" not in failed
