@@ -10,6 +10,7 @@ from notebooks import write_notebook
 from scalekit.config import load_settings
 from scalekit.core import ScaleKitError
 from scalekit.jobs.book import NameTaken
+from scalekit.jobs.checks import check_job, list_troubles, read_call
 from scalekit.jobs.ledger import Ledger
 from scalekit.jobs.rules import JOB_RULES
 from scalekit.jobs.spec import BadJob, JobSpec, Keep, Notify, Retries
@@ -131,6 +132,14 @@ def test_paths_start_from_the_folder_of_the_file(home):
     assert (spec.notebook, spec.files) == (str(home / "train.ipynb"), str(home / "inbox/*.csv"))
 
 
+def test_the_home_of_somebody_unknown_is_told_and_hides_no_other_job(home):
+    told = _complaint(home, files="~nobody-here/*.csv")
+    assert "files = '~nobody-here/*.csv' begins with the home of" in told
+    tables = read_jobs(_write(home, f"[job.lost]\nnotebook = '~nobody-here/a.ipynb'\n{NIGHT}"))
+    assert list(tables.specs) == ["night"]
+    assert "job 'lost': notebook = '~nobody-here" in tables.troubles["lost"]
+
+
 def test_times_of_toml_are_times(home):
     several = _read(home, at=[datetime(2030, 1, 1, 22), date(2030, 1, 2), "2030-01-03T10:00:00Z"])
     assert several.at == "2030-01-01 22:00:00, 2030-01-02, 2030-01-03T10:00:00Z"
@@ -170,7 +179,7 @@ def test_json_of_a_newer_version_is_told():
 
 
 def test_values_are_typed_by_the_notebook(home):
-    call = _read(home, parameters={"lr": 1, "day": "2026-05-01", "sizes": [3, 4]}, timeout="90s").read_call()
+    call = read_call(_read(home, parameters={"lr": 1, "day": "2026-05-01", "sizes": [3, 4]}, timeout="90s"))
     assert call["parameters"] == {"lr": 1.0, "day": date(2026, 5, 1), "sizes": (3, 4)}
     assert call["run_timeout"] == 90 and "grid" not in call
 
@@ -178,7 +187,7 @@ def test_values_are_typed_by_the_notebook(home):
 def test_a_sweep_is_typed_too(home):
     grid = {"day": ["2026-05-01", "2026-05-02"], "lr": log_uniform(1e-3, 1e-1)}
     spec = _read(home, sweep={"grid": grid, "n_trials": 4}, max_cost=3, workers=2)
-    call = spec.read_call()
+    call = read_call(spec)
     assert call["grid"] == {"day": [date(2026, 5, 1), date(2026, 5, 2)], "lr": log_uniform(1e-3, 1e-1)}
     assert (call["n_trials"], call["max_cost"], call["n_workers"]) == (4, 3, 2)
 
@@ -201,25 +210,25 @@ def test_a_sweep_is_typed_too(home):
 )  # fmt: skip
 def test_what_can_be_known_before_the_night_is(home, table, said):
     spec = _read(home, **table)
-    troubles = spec.list_troubles()
+    troubles = list_troubles(spec)
     assert len(troubles) == 1 and said in troubles[0] and troubles[0].startswith("job 'nightly': ")
     with pytest.raises(BadJob):
-        spec.check()
+        check_job(spec)
 
 
 def test_all_that_is_wrong_is_told_at_once(home):
     spec = _read(home, parameters={"rl": 1, "lr": 5}, profile="gpuu", at="2020-01-01")
-    assert len(spec.list_troubles()) == 4
+    assert len(list_troubles(spec)) == 4
 
 
 def test_a_required_secret_can_t_be_a_job(home):
     write_notebook(home / "train.ipynb", ("from pydantic import SecretStr\ntoken: SecretStr", "parameters"))
-    assert 'token = SecretStr(os.environ["TOKEN"])' in _read(home).list_troubles()[0]
+    assert 'token = SecretStr(os.environ["TOKEN"])' in list_troubles(_read(home))[0]
 
 
 def test_a_job_that_is_right_has_no_trouble(home):
     assert (
-        _read(home, parameters=FULL["parameters"], cron="@daily", notify=FULL["notify"]).list_troubles() == []
+        list_troubles(_read(home, parameters=FULL["parameters"], cron="@daily", notify=FULL["notify"])) == []
     )
 
 
@@ -319,6 +328,6 @@ def test_two_files_on_one_store_leave_each_other_alone(home, tmp_path_factory):
 
 def test_the_time_that_a_spec_is_checked_for_can_be_said(home):
     spec = _read(home, at="2026-06-01 10:00", timezone="UTC")
-    assert spec.list_troubles(now=datetime(2026, 5, 1, tzinfo=UTC)) == []
-    assert spec.list_troubles(now=datetime(2026, 7, 1, tzinfo=UTC)) != []
+    assert list_troubles(spec, now=datetime(2026, 5, 1, tzinfo=UTC)) == []
+    assert list_troubles(spec, now=datetime(2026, 7, 1, tzinfo=UTC)) != []
     assert Path(spec.notebook).is_file()

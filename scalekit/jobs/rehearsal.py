@@ -17,6 +17,7 @@ from typing import Any
 from ..config import Settings
 from ..core import ScaleKitError
 from .calendar import due_times, in_window
+from .checks import list_troubles, read_call, split_grid
 from .spec import JobSpec
 
 # %% ../../nbs/35t_jobs.rehearsal.ipynb #8b50a6c9
@@ -46,7 +47,7 @@ def rehearse(
     timeout: float = 600.0,  # Of the smoke run [s]
 ) -> Rehearsal:
     "Check a job, and run its notebook's smoke mode"
-    if troubles := spec.list_troubles(settings, now):
+    if troubles := list_troubles(spec, settings, now):
         return Rehearsal(spec.name, tuple(troubles))
     notes = [*_read_window(spec, now), *_read_notify(spec)]
     if not _has_smoke(spec):
@@ -100,6 +101,6 @@ def _run_smoke(spec: JobSpec, store: Path, timeout: float) -> dict[str, Any]:
 
 def _read_values(spec: JobSpec) -> dict[str, Any]:
     "Of a sweep, what all trials share and the first value of each axis"
-    call = spec.read_call()
-    axes = {name: axis for name, axis in call.get("grid", {}).items() if isinstance(axis, list)}
+    call = read_call(spec)
+    axes, _ = split_grid(call.get("grid", {}))
     return {**call["parameters"], **{name: axis[0] for name, axis in axes.items()}}

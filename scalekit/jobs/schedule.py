@@ -19,6 +19,7 @@ from typing import Any
 from ..config import Settings, load_settings
 from ..core import suggest
 from .calendar import Duration, describe_trigger, due_times, find_zone, next_due
+from .checks import check_job
 from .firing import OPEN, Firing, Job
 from .ledger import Ledger
 from .spec import BadJob, JobSpec
@@ -89,7 +90,7 @@ def put_checked(
     settings = load_settings()
     book = open_book(store, settings)
     _refuse_filed(book, spec.name, "changed")
-    spec.check(settings)
+    check_job(spec, settings)
     names = [job.name for job in book.list_jobs()]
     if spec.after is not None and spec.after not in names:
         raise BadJob(f"job {spec.name!r}: after = {spec.after!r} is no job. {suggest(spec.after, names)}")
@@ -146,7 +147,7 @@ def trigger_job(
     book = open_book(store)
     job, values = book.get_job(name), {**(parameters or {}), **more}
     if values:
-        replace(job.spec, at=None, parameters={**job.spec.parameters, **values}).check()
+        check_job(replace(job.spec, at=None, parameters={**job.spec.parameters, **values}))
     return book.get_firing(book.trigger(job.job_id, parameters=values))
 
 

@@ -9,12 +9,11 @@ __all__ = ['JobSpec', 'CAUSES', 'NOTICES', 'TRIGGERS', 'BadJob', 'Keep', 'Notify
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..core import ScaleKitError
-from .calendar import describe_trigger, find_zone, next_due, parse_duration, parse_times
+from .calendar import describe_trigger, parse_duration
 from scalekit.jobs.rules import (
     JOB_RULES,
     NAME_RULE,
@@ -30,9 +29,6 @@ from scalekit.jobs.rules import (
 )
 from ..profile import Track, parse_track
 from ..values import from_json, to_json
-
-if TYPE_CHECKING:
-    from scalekit.config import Settings
 
 # %% ../../nbs/35b_jobs.spec.ipynb #67e79302
 from .rules import CAUSES, NOTICES  # noqa: F401
@@ -129,39 +125,6 @@ class JobSpec:
                  for key in _TYPED if plain.get(key) is not None}  # fmt: skip
         return cls(**({**plain} | typed | make_parts(plain)))
 
-    def list_troubles(
-        self,
-        settings: "Settings | None" = None,  # Default: those of the notebook's folder
-        now: datetime | None = None,  # Default: this moment
-    ) -> list[str]:  # Sentences; none means that nothing is known to be wrong
-        "Everything that can be known before the night"
-        from scalekit.config import load_settings
-
-        try:
-            told = settings or load_settings(Path(self.notebook).parent)
-        except ScaleKitError as error:
-            return [str(error)]
-        steps = (_check_values, lambda spec: _check_profile(spec, told), lambda spec: _check_time(spec, now))
-        troubles = []
-        for step in steps:
-            try:
-                step(self)
-            except ScaleKitError as error:
-                troubles += [f"job {self.name!r}: {line}" for line in str(error).splitlines()]
-        return troubles
-
-    def check(
-        self,
-        settings: "Settings | None" = None,  # As for `list_troubles`
-    ) -> None:
-        "Raise `BadJob` if it is known already that it can't work"
-        if troubles := self.list_troubles(settings):
-            raise BadJob("\n".join(troubles))
-
-    def read_call(self) -> dict[str, Any]:
-        "Keywords of `sk.run`, or of `sk.sweep`, with values of the notebook's types; raises as these"
-        return _read_call(self)
-
 # %% ../../nbs/35b_jobs.spec.ipynb #9e4282a2
 _TYPED = ("parameters", "sweep", "lab")  # Tables whose values keep their types in JSON
 
@@ -190,25 +153,41 @@ def _read_table(name, table, folder):
         raise BadJob(f"{place} must be a table, got {table!r}. For example: [job.{name}]")
     said = {key: _read_time(value) if key == "at" else value for key, value in table.items()}
     check_table(place, said, JOB_RULES)
+    _refuse_idle(place, said)
+    try:
+        settled = _settle(said, folder) | make_parts(said)
+    except BadJob as error:
+        raise BadJob(f"{place}: {error}") from None
+    return JobSpec(name, **settled)
+
+
+def _refuse_idle(place, said):
+    "What is missing, and what would have no effect"
     if "notebook" not in said:
         raise BadJob(f'{place}: notebook is missing. For example: notebook = "train.ipynb"')
     for key, owners in _BELONGS.items():
         if key in said and not set(owners) & set(said):
             raise BadJob(f"{place}: {key} means nothing without {' or '.join(owners)}. Leave it out")
-    if said.get("catch_up") == "all":
-        said.setdefault("overlap", "queue")
-    for key in {"notebook", "files"} & set(said):
-        said[key] = os.path.abspath(folder / Path(said[key]).expanduser())
+
+
+def _settle(said, folder):
+    "As a spec has it: absolute paths, text where TOML has more, and what follows from something else"
+    settled = {key: _find_path(key, said[key], folder) for key in ("notebook", "files") if key in said}
     if "every" in said:
-        said["every"] = str(said["every"])
+        settled["every"] = str(said["every"])
+    if said.get("catch_up") == "all" and "overlap" not in said:
+        settled["overlap"] = "queue"
     if isinstance((said.get("sweep") or {}).get("grid"), Mapping):
         grid = {name: _read_axis(axis) for name, axis in said["sweep"]["grid"].items()}
-        said["sweep"] = {**said["sweep"], "grid": grid}
+        settled["sweep"] = {**said["sweep"], "grid": grid}
+    return {**said, **settled}
+
+
+def _find_path(key, path, folder):
     try:
-        parts = make_parts(said)
-    except BadJob as error:
-        raise BadJob(f"{place}: {error}") from None
-    return JobSpec(name, **(said | parts))
+        return os.path.abspath(folder / Path(path).expanduser())
+    except RuntimeError:  # of pathlib, and it names neither the file nor the user
+        raise BadJob(f"{key} = {path!r} begins with the home of somebody who has none here") from None
 
 
 def _read_time(value):
@@ -236,74 +215,3 @@ def _list_conflicts(spec):
             f'catch_up = "all" makes up for one due time after another, and with overlap = "{spec.overlap}" '
             'only one of them would end well. Say: overlap = "queue"'
         )
-
-# %% ../../nbs/35b_jobs.spec.ipynb #bfd45351
-def _read_call(spec: JobSpec) -> dict[str, Any]:
-    from scalekit.bounds import parse_space
-    from scalekit.signature import read_signature
-
-    signature = read_signature(spec.notebook)
-
-    def read(values):
-        return signature.from_json({name: to_json(value) for name, value in values.items()})
-
-    call = {"parameters": read(spec.parameters), "profile": spec.profile, "run_timeout": spec.timeout,
-            "track": spec.track, "tags": spec.tags}  # fmt: skip
-    if spec.sweep is None:
-        return call
-    grid: dict[str, Any] = {}
-    for name, axis in spec.sweep["grid"].items():
-        if isinstance(axis, str):
-            grid |= parse_space([f"{name}={axis}"], signature)
-        else:
-            grid[name] = [read({name: one})[name] for one in axis]
-    return call | {**spec.sweep, "grid": grid, "n_workers": spec.workers, "max_cost": spec.max_cost}
-
-
-def _check_values(spec: JobSpec) -> None:
-    from scalekit.signature import read_signature
-
-    signature = read_signature(spec.notebook)
-    for parameter in signature.parameters.values():
-        if parameter.secret and (parameter.required or parameter.name in spec.parameters):
-            way = f'{parameter.name} = SecretStr(os.environ["{parameter.name.upper()}"])'
-            raise BadJob(
-                f"parameter {parameter.name} is a secret, and a job is written down. "
-                f"Let the notebook fetch it: {way}"
-            )
-    call = spec.read_call()
-    if spec.sweep is None:
-        signature.check(call["parameters"])
-    else:
-        _plan_sweep(spec, call)
-
-
-def _plan_sweep(spec: JobSpec, call: dict[str, Any]) -> None:
-    from scalekit.trials import plan_sweep
-
-    grid, sweep = call["grid"], spec.sweep or {}
-    axes = {name: axis for name, axis in grid.items() if isinstance(axis, list)}
-    space = {name: axis for name, axis in grid.items() if name not in axes}
-    words = {key: sweep[key] for key in ("n_trials", "sampler", "pruner", "gpus_per_trial") if key in sweep}
-    budget = _budget(spec)
-    plan_sweep(spec.notebook, axes, call["parameters"], goal=sweep.get("goal"), space=space,
-               seed=sweep.get("search_seed"), budget=budget, **words)  # fmt: skip
-
-
-def _budget(spec: JobSpec) -> Any:
-    from scalekit.budget import Budget
-
-    sweep = spec.sweep or {}
-    return Budget(sweep.get("max_hours"), sweep.get("max_gpu_hours"), spec.max_cost)
-
-
-def _check_profile(spec: JobSpec, settings: "Settings") -> None:
-    profile = settings.get_profile(spec.profile)
-    settings.find_track(spec.track, profile)
-    _budget(spec).check(profile)
-
-
-def _check_time(spec: JobSpec, now: datetime | None) -> None:
-    if spec.at is not None and next_due(spec, now or datetime.now(UTC)) is None:
-        last = parse_times(spec.at, find_zone(spec.timezone))[-1].astimezone(find_zone(spec.timezone))
-        raise BadJob(f"at = {last:%Y-%m-%d %H:%M} is over, and it will never be due again")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..bundle import Bundle
 from ..execute import choose_earlier, request_stop
+from .checks import read_call, split_grid
 from .ends import End, find_cause, judge_run
 from .firing import Attempt, Firing
 from .guard import Guard
@@ -69,7 +70,7 @@ def _plan_run(firing: Firing, place: Place) -> "RunPlan":
     spec = firing.spec
     readable = replace(spec, notebook=str(place.kept)) if place.kept else spec
     limits = Limits(run_timeout=spec.timeout)
-    return plan_run(spec.notebook, readable.read_call()["parameters"], limits, place.kept, place.home)
+    return plan_run(spec.notebook, read_call(readable)["parameters"], limits, place.kept, place.home)
 
 
 def _find_earlier(store: Store, firing: Firing, attempt: Attempt) -> Bundle | None:
@@ -115,9 +116,8 @@ def _plan_sweep(firing: Firing, attempt: Attempt, place: Place, guard: Guard) ->
     from scalekit.outcome import Limits
     from scalekit.trials import plan_sweep
 
-    spec, call = firing.spec, firing.spec.read_call()
-    axes = {name: axis for name, axis in call["grid"].items() if isinstance(axis, list)}
-    space = {name: axis for name, axis in call["grid"].items() if name not in axes}
+    spec, call = firing.spec, read_call(firing.spec)
+    axes, space = split_grid(call["grid"])
     left = None if spec.max_cost is None else max(spec.max_cost - guard.spent, 1e-9)
     budget = Budget(call.get("max_hours"), call.get("max_gpu_hours"), left)
     words = {name: call[name] for name in ("goal", "n_trials", "sampler", "pruner", "gpus_per_trial")

@@ -18,6 +18,7 @@ from jupyter_scheduler.exceptions import InputUriError
 from ..config import FILE_NAME, load_settings
 from ..core import suggest
 from ..jobs.book import JobBook
+from ..jobs.checks import list_troubles
 from ..jobs.firing import Firing, Job, system_clock
 from ..jobs.inputs import JobInput, drop_input, freeze, open_input
 from ..jobs.spec import JobSpec
@@ -79,7 +80,7 @@ def make_job(
 def _check(spec: JobSpec, frozen: JobInput) -> None:
     "Raise `BadRequest` for what would only be found out at night"
     settings = load_settings(frozen.original.parent)
-    if troubles := replace(spec, notebook=str(frozen.notebook)).list_troubles(settings):
+    if troubles := list_troubles(replace(spec, notebook=str(frozen.notebook)), settings):
         raise BadRequest("\n".join(troubles))
     if settings.mail is None and any(notice.email for notice in spec.notify):
         mend = 'Say which under [mail]: host = "smtp.my-team.org"'

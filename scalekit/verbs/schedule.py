@@ -54,11 +54,12 @@ def _put(spec: "JobSpec", args: argparse.Namespace) -> int:
 
 def _submit(spec: "JobSpec", args: argparse.Namespace) -> int:
     from scalekit.config import load_settings
+    from scalekit.jobs.checks import check_job
     from scalekit.jobs.schedule import open_book
 
     if spec.trigger:
         raise ScaleKitError(f"--now runs it once, and --{spec.trigger} again later. Leave one of them out")
-    spec.check(load_settings())
+    check_job(spec, load_settings())
     book = open_book(args.store)
     firing = book.submit(spec, source="cli")
     print(f"{spec.name} shall run now: {firing}. See it: scalekit jobs {spec.name}")
