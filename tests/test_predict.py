@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable, Schema, convert_to_deltalake, write_deltalake
 from onnx import TensorProto, helper
 
 import scalekit as sk
@@ -28,9 +28,10 @@ from scalekit import compress
 from scalekit.inference import ledger as ledgers
 from scalekit.inference.columns import BadBatch
 from scalekit.inference.delta import BadOutput
-from scalekit.inference.ledger import HOME
+from scalekit.inference.given import open_source
 from scalekit.inference.model import BadModel
-from scalekit.inference.source import BadData, open_source
+from scalekit.inference.output import HOME
+from scalekit.inference.source import BadData
 from scalekit.inference.task import predict_on_worker
 
 N = 1000
@@ -169,6 +170,32 @@ def test_a_column_that_stands_in_the_folders_name_is_a_column(tmp_path, out):
     data = _write_data("a partitioned folder", tmp_path)
     rows = sk.predict(lambda frame: frame["year"] + 0.5, data, out, columns="year", **COMMON).to_pandas()
     assert (rows["prediction"] == 2013.5 + rows["id"] // 600).all()
+
+
+def test_files_of_one_name_in_the_folders_of_a_delta_table_are_told_apart(tmp_path, out):
+    data = _write_data("a partitioned folder", tmp_path)  # pandas gives all of them one name
+    years = Schema.from_arrow(pa.schema([("year", pa.int32())]))
+    convert_to_deltalake(data, partition_by=years, partition_strategy="hive")
+    assert len({Path(uri).name for uri in DeltaTable(data).file_uris()}) == 1
+    rows = sk.predict(lambda frame: frame["year"] + 0.5, data, out, columns="year", **COMMON).to_pandas()
+    assert sorted(rows["id"]) == list(range(N))
+    assert (rows["prediction"] == 2013.5 + rows["id"] // 600).all()
+
+
+def test_a_delta_table_is_found_whatever_stands_in_its_path_and_its_values(tmp_path, out):
+    data = tmp_path / "two words 100%"
+    write_deltalake(data, FRAME.assign(day=np.where(FRAME["id"] < 600, "a b", "c/d%20")), partition_by="day")
+    rows = sk.predict(lambda frame: frame["day"].str.len(), data, out, columns="day", **COMMON).to_pandas()
+    assert sorted(rows["id"]) == list(range(N))
+    assert (rows["prediction"] == np.where(rows["id"] < 600, 3, 6)).all()
+
+
+def test_a_delta_table_that_lacks_a_file_says_so_before_anything_is_predicted(tmp_path, out):
+    write_deltalake(tmp_path / "data", FRAME)
+    Path(DeltaTable(tmp_path / "data").file_uris()[0]).unlink()
+    with pytest.raises(BadData, match="its version needs a file that can't be read"):
+        sk.predict(_add, tmp_path / "data", out, **COMMON)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -340,11 +367,11 @@ def test_a_second_driver_is_refused_while_the_first_one_works(out):
 
     def wait(progress: Any) -> None:
         began.set()
-        assert go_on.wait(20)
+        assert go_on.wait(120)
 
     first = threading.Thread(target=lambda: sk.predict(_add, FRAME, out, **{**COMMON, "progress": wait}))
     first.start()
-    assert began.wait(20)
+    assert began.wait(120)
     with pytest.raises(BadOutput, match=rf"process {os.getpid()} .* predicts into it now"):
         sk.predict(_add, FRAME, out, **COMMON)
     go_on.set()
@@ -386,6 +413,38 @@ def test_a_function_is_another_one_if_what_it_refers_to_is(out):
     assert sk.predict(make(1.0), FRAME, out, **COMMON).n_reused == 10
     with pytest.raises(BadOutput, match="the model is another"):
         sk.predict(make(2.0), FRAME, out, **COMMON)
+
+
+def test_an_output_without_locks_is_refused(out, monkeypatch):
+    def flock(*_: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("scalekit.inference.output.fcntl.flock", flock)
+    with pytest.raises(BadOutput, match="file system with locks, got: .*not supported"):
+        sk.predict(_add, FRAME, out, **COMMON)
+
+
+def test_a_plan_that_somebody_damaged_is_named(out):
+    sk.predict(_add, FRAME, out, **COMMON)
+    plan = next(out.glob(f"{HOME}/*/plan.json"))
+    plan.write_text("{")
+    with pytest.raises(BadOutput, match=f"{plan} must say what was predicted here"):
+        sk.predict(_add, FRAME, out, **COMMON)
+
+
+def test_what_fresh_forgets_is_forgotten_even_if_it_is_cut_off(out, monkeypatch, recwarn):
+    sk.predict(_add, FRAME, out, **COMMON)
+    with monkeypatch.context() as patch:
+
+        def cut_off(folder: Path) -> None:
+            (folder / "plan.json").unlink()
+            raise KeyboardInterrupt
+
+        patch.setattr("scalekit.inference.output.shutil.rmtree", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            sk.predict(_add, FRAME, out, fresh=True, **COMMON)
+    _check_rows(sk.predict(_add, FRAME, out, **COMMON))
+    assert not [warning for warning in recwarn if "predicted again" in str(warning.message)]
 
 
 def test_a_first_try_that_failed_binds_nobody(out):
@@ -650,6 +709,15 @@ def test_an_error_on_a_worker_names_the_rows_and_a_corrected_call_goes_on(cluste
     done = sk.predict(_add, FRAME, out, cluster=cluster, version="1", **COMMON)
     assert done.n_reused == n_done > 0
     _check_rows(done)
+
+
+def test_all_parts_are_of_one_type_also_those_that_began_together(cluster, out):
+    def model(frame: pd.DataFrame) -> Any:
+        return frame["id"].to_numpy("int64" if frame["id"].iloc[0] < 100 else "float64")
+
+    sk.predict(model, FRAME, out, columns="id", cluster=cluster, **{**COMMON, "keep": ()})
+    kinds = {str(pq.read_schema(part).field("prediction").type) for part in out.glob("part-*")}
+    assert len(kinds) == 1
 
 
 def test_a_worker_that_is_killed_in_the_middle_loses_and_doubles_no_row(cluster, tmp_path, out):
