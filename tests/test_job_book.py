@@ -133,6 +133,22 @@ def test_a_fork_reads_and_writes_by_a_connection_of_its_own(book):
     assert [firing.token for firing in book.list_firings()] == ["child"]
 
 
+def test_a_fork_that_lets_go_of_the_book_leaves_its_parents_connection_open(book):
+    book.put_job(make_spec(), "cli")
+    with book.file.read() as parents:
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                book.close()
+                parents.execute("SELECT 1")  # touches no file, and a closed connection refuses it
+                code = 0 if book.file._db is None else 2
+            finally:
+                os._exit(code)
+        assert os.waitpid(pid, 0)[1] == 0
+    assert len(book.list_jobs()) == 1
+
+
 def test_a_spec_that_cannot_be_read_is_a_trouble_of_its_job_only(book):
     for name in ("good", "bad"):
         book.put_job(make_spec(name), "cli")

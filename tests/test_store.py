@@ -18,9 +18,11 @@ from pathlib import Path
 
 import pytest
 from faults import can_mount, count_told, fill, run_together, small_disk, started
+from processes import wait_until
 
 from scalekit import bundle as bundle_room
 from scalekit import index as index_room
+from scalekit import sqlitefile as sqlite_room
 from scalekit.bundle import Bundle, SealedBundle, create_bundle
 from scalekit.catalog import tell_progress
 from scalekit.core import new_run_id
@@ -41,13 +43,6 @@ def finish(bundle, **metrics):
     bundle.append("record", values=metrics)
     bundle.set_state("succeeded")
     bundle.seal()
-
-
-def wait_until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.005)
 
 
 # Events
@@ -441,7 +436,7 @@ def test_on_another_machine_the_heartbeat_decides(store):
     bundle = store.create_run({})
     bundle.set_state("running")
     lend(bundle, host="node7", space="another boot")
-    os.utime(bundle.path / "lease", (0, time.time() - 50))
+    os.utime(bundle.path / "lease", (0, time.time() - 30))
     assert store.reap() == []
     os.utime(bundle.path / "lease", (0, time.time() - 70))
     assert store.reap() == [bundle.run_id]
@@ -695,11 +690,11 @@ def test_on_a_full_disk_the_runs_are_listed_all_the_same(tmp_path):
 
 
 def share_disk():
-    index_room._disk_type = lambda folder: "nfs4"
+    sqlite_room._disk_type = lambda folder: "nfs4"
 
 
 def test_on_a_shared_disk_the_index_does_without_a_write_ahead_log(store, monkeypatch):
-    monkeypatch.setattr(index_room, "_disk_type", lambda folder: "nfs4")
+    monkeypatch.setattr(sqlite_room, "_disk_type", lambda folder: "nfs4")
     store.create_run({})
     with store._catalog._index.session() as db:
         assert db.execute("PRAGMA journal_mode").fetchone() == ("delete",)

@@ -6,22 +6,30 @@
 __all__ = ['BookError', 'BookDamaged', 'BookFile']
 
 # %% ../../nbs/34q_jobs.bookfile.ipynb #7b45bd65
-import fcntl
 import os
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from ..core import ScaleKitError, sync_folder
+from ..core import sync_folder
 from ..events import StoreError, promise
-from ..index import choose_journal_mode
+from scalekit.sqlitefile import (
+    DAMAGE,
+    PATIENCE,
+    SUFFIXES,
+    SqliteFile,
+    identify,
+    lock_beside,
+    name_error,
+    open_tables,
+    transaction,
+)
 
 if TYPE_CHECKING:
-    from sqlite3 import Connection
+    from sqlite3 import Connection, DatabaseError
 
 # %% ../../nbs/34q_jobs.bookfile.ipynb #df5cb5b7
 _SCHEMA = 1
@@ -47,7 +55,6 @@ CREATE TABLE files (job_id TEXT, path TEXT, stamp TEXT, PRIMARY KEY (job_id, pat
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE counter (version INTEGER);
 """
-_PATIENCE = 30.0  # Waiting for other processes' writes [s]
 
 # %% ../../nbs/34q_jobs.bookfile.ipynb #e16a4e1b
 class BookError(StoreError):
@@ -58,127 +65,60 @@ class BookDamaged(BookError):
     "The book of jobs was damaged and lies aside now"
 
 # %% ../../nbs/34q_jobs.bookfile.ipynb #ce6a5440
-class BookFile:
-    "The SQLite file; threads of a process take turns"
+class BookFile(SqliteFile):
+    "The file of the book; raises `BookError` for all that is wrong with it"
 
-    def __init__(
-        self,
-        path: Path,  # Made, with its folder, when it is used first
-    ) -> None:
-        self.path = path
-        self._db: Connection | None = None
-        self._identity: tuple[int, int] | None = None
-        self._pid, self._turn = os.getpid(), threading.RLock()
-
-    @contextmanager
-    def read(self) -> Iterator["Connection"]:
+    def read(self) -> AbstractContextManager["Connection"]:
         "The tables, as they stand"
-        import sqlite3
-
-        if self._pid != os.getpid():
-            self._forget()
-        with self._turn:
-            try:
-                yield self._connection()
-            except sqlite3.DatabaseError as error:
-                raise self._explain(error) from error
+        return self.session()
 
     @contextmanager
     def write(self) -> Iterator[tuple["Connection", int]]:
         "The tables, for one change that is on disk at the end; with the number of this change"
-        with self.read() as db:
-            db.execute("BEGIN IMMEDIATE")  # waits for its turn here, and not half-way
-            with db:
-                sql = "UPDATE counter SET version = version + 1 RETURNING version"
-                yield db, db.execute(sql).fetchone()[0]
+        with self.session() as db, transaction(db):
+            sql = "UPDATE counter SET version = version + 1 RETURNING version"
+            yield db, db.execute(sql).fetchone()[0]
 
-    def close(self) -> None:
-        "Let go of the file; the next use opens it again"
-        with self._turn:
-            if self._db is not None and self._pid == os.getpid():
-                self._db.close()
-            self._db = None
+    def _open(self) -> "Connection":
+        with promise(f"the book of jobs can't be opened at {self.path}"), lock_beside(self.path):
+            return open_tables(self.path, self._prepare, "FULL")  # outlives a power cut
 
-    def _forget(self) -> None:
-        _INHERITED.append(self._db)
-        self._db, self._pid, self._turn = None, os.getpid(), threading.RLock()
+    def _prepare(self, db: "Connection") -> None:
+        import sqlite3
 
-    def _connection(self) -> "Connection":
-        if self._db is None or self._identity != _identify(self.path):
+        db.row_factory = sqlite3.Row
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > _SCHEMA:
+            raise BookError(
+                f"{self.path} was written by a newer scalekit (form {version}, this one knows {_SCHEMA}). "
+                "Use that one: pip install --upgrade scalekit"
+            )
+        if version == 0:
+            first = int(time.time() * 1000)
+            end = f"INSERT INTO counter VALUES ({first}); PRAGMA user_version = {_SCHEMA}; COMMIT;"
+            db.executescript(f"BEGIN IMMEDIATE; {_TABLES} {end}")
+            sync_folder(self.path.parent)
+
+    def _answer(self, error: "DatabaseError") -> NoReturn:
+        name, was = name_error(error), self._opened
+        if name.startswith(DAMAGE):
             self.close()
-            self._db = _open_book(self.path)
-            self._identity = _identify(self.path)
-        return self._db
-
-    def _explain(self, error: Exception) -> ScaleKitError:
-        name = getattr(error, "sqlite_errorname", None) or ""
-        if name.startswith(_DAMAGE):
-            was = self._identity
-            self.close()
-            return _move_aside(self.path, was, error)
+            raise _move_aside(self.path, was, error) from error
         if name.startswith("SQLITE_BUSY"):
-            return BookError(f"{self.path}: another process has kept it for {_PATIENCE:.0f} s. Try again")
-        return BookError(f"{self.path} can't be used: {error}")
+            raise BookError(
+                f"{self.path}: another process has kept it for {PATIENCE:.0f} s. Try again"
+            ) from error
+        raise BookError(f"{self.path} can't be used: {error}") from error
 
 # %% ../../nbs/34q_jobs.bookfile.ipynb #f0d61e43
-_INHERITED: list["Connection | None"] = []  # A fork must neither use nor close its parent's connection
-_DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
-
-
-def _identify(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:  # not there, or its disk is not: no identity either way
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _open_book(path: Path) -> "Connection":
-    import sqlite3
-
-    with promise(f"the book of jobs can't be opened at {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_suffix(".lock"), "a") as lock:  # eight processes may be the first
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            was = _identify(path)
-            db = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
-            try:
-                db.row_factory = sqlite3.Row
-                db.execute(f"PRAGMA journal_mode = {choose_journal_mode(path.parent)}")
-                db.execute("PRAGMA synchronous = FULL")  # what was said to be written outlives a power cut
-                _prepare(db, path)
-            except sqlite3.DatabaseError as error:
-                db.close()
-                if (getattr(error, "sqlite_errorname", None) or "").startswith(_DAMAGE):
-                    raise _move_aside(path, was, error) from error
-                raise
-            except BaseException:
-                db.close()
-                raise
-    return db
-
-
-def _prepare(db: "Connection", path: Path) -> None:
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > _SCHEMA:
-        raise BookError(
-            f"{path} was written by a newer scalekit (form {version}, this one knows {_SCHEMA}). "
-            "Use that one: pip install --upgrade scalekit"
-        )
-    if version == 0:
-        first = int(time.time() * 1000)
-        end = f"INSERT INTO counter VALUES ({first}); PRAGMA user_version = {_SCHEMA}; COMMIT;"
-        db.executescript(f"BEGIN IMMEDIATE; {_TABLES} {end}")
-        sync_folder(path.parent)
-
-
 def _move_aside(path: Path, was: tuple[int, int] | None, error: Exception) -> BookDamaged:
     "Keep a damaged book for whoever can mend it"
     away = f"{path}.damaged-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    if was == _identify(path):  # else another process was faster
-        for suffix in ("-wal", "-shm", "-journal", ""):  # the log goes with its file
-            if os.path.exists(f"{path}{suffix}"):
-                os.rename(f"{path}{suffix}", f"{away}{suffix}")
+    with promise(f"the damaged book of jobs at {path} can't be moved aside"), lock_beside(path):
+        if was == identify(path):  # else another process was faster
+            for suffix in SUFFIXES:  # the log goes with its file
+                if os.path.exists(f"{path}{suffix}"):
+                    os.rename(f"{path}{suffix}", f"{away}{suffix}")
     return BookDamaged(
         f"{path} was damaged ({error}) and lies now at {away}. Put a copy of it back, or go on with "
         "an empty one: jobs of scalekit.toml come back by themselves, others have to be scheduled again"
