@@ -15,7 +15,7 @@ class Kernel:
         self._manager.start_kernel()
         self._client = self._manager.client()
         self._client.start_channels()
-        self._client.wait_for_ready(timeout=60)
+        self._client.wait_for_ready(timeout=120)
         return self
 
     def __exit__(self, *about: object) -> None:
@@ -54,7 +54,7 @@ class Kernel:
         request = session.msg("execute_request", content, metadata={"cellId": cell} if cell else {})
         self._client.shell_channel.send(request)
         while True:
-            message = self._client.get_iopub_msg(timeout=60)
+            message = self._client.get_iopub_msg(timeout=120)
             own = message["parent_header"].get("msg_id") == request["header"]["msg_id"]
             if own or message["msg_type"] == "comm_msg":
                 yield message
@@ -65,7 +65,7 @@ class Kernel:
         self,
         expression: str,
         value: Any,
-        seconds: float = 10,
+        seconds: float = 120,
     ) -> bool:
         "Whether an expression has a value before long"
         end = time.monotonic() + seconds

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +40,7 @@ parameters:
   lr: {values: [0.1, 0.2, 0.3, 0.4]}
   width: {values: [8, 16]}
 """
-QUICK = Manners(pause=0.3, patience=1.5, learns=False)
+QUICK = Manners(pause=0.3, learns=False)
 
 
 @pytest.fixture
@@ -131,13 +130,15 @@ def test_when_the_server_is_gone_trials_end_and_the_agent_says_so_in_one_sentenc
         "method: grid\nprogram: train.py\nparameters: {seconds: {values: [0.5, 0.6, 0.7]}}"
     )
 
+    dying = threading.Thread(target=wandb_server.die)
+
     def die(progress):
-        if progress.running and wandb_server._http is not None:
-            threading.Thread(target=wandb_server.die).start()
-            time.sleep(0.3)
+        if progress.running and dying.ident is None:
+            dying.start()
 
     with pytest.raises(SweepStopped) as stopped:
-        serve_sweep(path, profile=slots, manners=QUICK, on_progress=die)
+        serve_sweep(path, profile=slots, manners=replace(QUICK, patience=1.5), on_progress=die)
+    dying.join()
     said, sweep = str(stopped.value), stopped.value.sweep
     assert said.startswith("sweep sw1: W&B did not answer for") and "can't be reached" in said
     assert sweep.rows and {row["state"] for row in sweep.rows} == {"succeeded"}
@@ -152,7 +153,7 @@ def test_an_agent_that_is_told_to_end_stops_its_trials_and_tells_the_server(note
     path = wandb_server.sweeps.make(GRID.replace("0.4]}", "0.4]}\n  seconds: {value: 60.0}"))
     agent = start_scalekit("agent", path, "--profile", slots)
     store = Store("runs")
-    wait_until(lambda: sum("loss" in row["metrics"] for row in list_rows(store)) == 2, 60)
+    wait_until(lambda: sum("loss" in row["metrics"] for row in list_rows(store)) == 2)
     agent.send_signal(signal.SIGTERM)
     _, said = agent.communicate(timeout=120)
     assert agent.returncode == 1 and "sweep sw1: preempted. 0 trials are done and kept" in said

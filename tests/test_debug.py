@@ -45,7 +45,7 @@ def execute(kernel, code):
     header = {"msg_id": "1", "msg_type": "execute_request", "session": "s", "username": "", "version": "5.4"}
     content = {"code": code, "silent": False, "store_history": True, "stop_on_error": False}
     kernel.send({"header": header, "parent_header": {}, "metadata": {}, "content": content})
-    while (message := kernel.receive(30))["msg_type"] != "execute_reply":
+    while (message := kernel.receive(120))["msg_type"] != "execute_reply":
         pass
     return message["content"]["status"]
 
@@ -166,21 +166,35 @@ def watched(failed, bundle):
     yield watch
     failed.end()
     for thread in threads:
-        thread.join(10)
+        thread.join(120)
 
 
 def test_a_kernel_that_nobody_uses_is_ended(failed, bundle, watched):
-    watched(0.3).join(15)
+    watched(0.3).join(120)
     assert is_gone(bundle, failed)
 
 
-def test_a_kernel_that_is_used_stays(failed, bundle, watched):
-    thread = watched(1.0)
-    time.sleep(0.3)
-    lines = iter(["p 1", "q"])
-    open_post_mortem(failed, lambda prompt: time.sleep(2.5) or next(lines), [].append)
+HOUR = 3600.0
+
+
+def test_a_kernel_that_is_used_stays(failed, bundle, watched, monkeypatch):
+    ahead, heard, is_busy, lines = [0.0], [], kept._is_busy, iter(["p 1", "q"])
+    monkeypatch.setattr(kept, "monotonic", lambda: time.monotonic() + ahead[0])
+    monkeypatch.setattr(kept, "_is_busy", lambda *words: heard.append(is_busy(*words)) or heard[-1])
+    thread = watched(HOUR)
+    time.sleep(0.3)  # for the guard to listen
+
+    def answer(prompt):
+        wait_until(lambda: heard and heard[-1])
+        ahead[0] += 2 * HOUR
+        time.sleep(1.2)  # the guard looks twice a second
+        return next(lines)
+
+    open_post_mortem(failed, answer, [].append)
     assert failed.is_alive
-    thread.join(15)
+    wait_until(lambda: not heard[-1])
+    ahead[0] += 2 * HOUR
+    thread.join(120)
     assert is_gone(bundle, failed)
 
 
@@ -240,7 +254,7 @@ def test_a_terminal_without_jupyter_s_console_gets_python_s_debugger(failed, bun
     )
     os.close(terminal)
     os.write(controller, b"p secret\nq\n")
-    said, _ = command.communicate(timeout=60)
+    said, _ = command.communicate(timeout=120)
     os.close(controller)
     assert command.returncode == 0 and "\n21\n" in said.replace("ipdb> ", "")
     assert failed.is_alive

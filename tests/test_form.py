@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from processes import wait_until as wait_for
 
 import scalekit as sk
 from scalekit.config import load_settings
@@ -56,13 +56,6 @@ def write_notebook(folder: Path, *cells: str, parameters: str = PARAMETERS) -> P
     )
     nbformat.write(notebook, folder / "train.ipynb")
     return folder / "train.ipynb"
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def panel_threads() -> list[str]:
@@ -239,7 +232,7 @@ def test_a_run_in_a_process_of_its_own_is_followed_to_its_end_and_timed_for_the_
 
 
 def test_a_process_that_dies_ends_its_run_with_its_last_words(home):
-    notebook = write_notebook(home, "import time; time.sleep(60)")
+    notebook = write_notebook(home, "import time; time.sleep(600)")
     settings = load_settings()
     started = start_run(notebook, {}, settings, Store(settings.store, settings.folder))
     wait_for(lambda: started.bundle.state == "running")

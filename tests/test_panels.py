@@ -10,6 +10,7 @@ import time
 import pytest
 from notebooks import make_notebook
 from panel_kernel import Kernel
+from processes import wait_until as wait_for
 
 from scalekit.cluster import Cluster, open_cluster
 from scalekit.panels.cells import close_panels
@@ -20,13 +21,6 @@ from scalekit.panels.workers import make_body, write_body
 from scalekit.runner import run
 from scalekit.store import Store
 from scalekit.workers import ClusterError
-
-
-def wait_for(condition, seconds=15):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def threads():
@@ -130,26 +124,27 @@ def test_numbers_that_did_not_change_are_not_sent_again():
 
 
 def test_of_many_orders_the_newest_is_carried_out_and_none_at_a_time_with_another():
-    panel, done, at_once = open_counter({"n": 1}), [], []
+    panel, done, at_once, go_on = open_counter({"n": 1}), [], [], threading.Event()
 
     def work(n):
         at_once.append(len(at_once) - len(done))
-        time.sleep(0.05)
+        assert go_on.wait(120)
         done.append(n)
 
     for n in range(50):
         panel.work("scale", work, n, wait=0.02)
         time.sleep(0.002)
+    go_on.set()
     wait_for(lambda: not panel.is_busy("scale"))
     assert done[-1] == 49
-    assert len(done) < 6
+    assert len(done) <= 2  # the newest, and the one that had begun
     assert set(at_once) == {0}
 
 
 def test_a_handler_returns_at_once_while_its_work_goes_on():
     panel, release = open_counter({"n": 1}), threading.Event()
     start = time.monotonic()
-    panel.work("slow", release.wait, 10)
+    panel.work("slow", release.wait, 120)
     took = time.monotonic() - start
     assert panel.is_busy("slow")
     release.set()
@@ -162,7 +157,7 @@ def test_a_panel_ends_with_its_process():
         "class P(Panel):\n    def read(self): return {}\n"
         "P('p').open(); print('opened')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert (done.stdout, done.stderr, done.returncode) == ("opened\n", "", 0)
 
 
@@ -231,7 +226,7 @@ def test_a_panel_does_not_keep_a_cluster_alive_and_says_that_it_is_gone(cluster)
 
 def test_workers_follow_the_work_within_a_range(cluster):
     cluster.adapt(1, 2)
-    futures = cluster.client.map(lambda n: time.sleep(0.4), range(30), pure=False)
+    futures = cluster.client.map(lambda n: time.sleep(0.4), range(300), pure=False)
     wait_for(lambda: len(cluster.usage()) == 2)
     cluster.client.cancel(futures)
     wait_for(lambda: len(cluster.usage()) == 1)
@@ -329,5 +324,5 @@ def test_a_run_that_is_resumed_goes_on_in_a_process_of_its_own(tmp_path):
     panel = RunsPanel(Store(tmp_path / "runs"), tmp_path)
     panel.read()
     panel._resume(failed.run_id)
-    wait_for(lambda: panel.read() and panel.rows[0]["state"] == "succeeded", 60)
+    wait_for(lambda: panel.read() and panel.rows[0]["state"] == "succeeded")
     assert panel.rows[0]["resumed"] == failed.run_id

