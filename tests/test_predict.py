@@ -498,6 +498,25 @@ def test_an_exported_model_wants_the_batches_that_it_was_made_for(models, out):
         sk.predict(models["exported for 64 rows"], FRAME, out, batch_size=32, **COMMON)
 
 
+def test_an_onnx_model_says_which_inputs_it_takes(models, out):
+    with pytest.raises(BadBatch, match=r"rows 0 to 99 .* takes x, got 2 of 1 inputs. Name them: prepare="):
+        sk.predict(models["onnx"], FRAME, out, prepare=lambda df: (df["a"], df["b"]), **COMMON)
+
+
+def test_a_disk_that_is_full_is_named_with_the_rows_and_the_same_call_goes_on(out, monkeypatch):
+    def refuse(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scalekit.inference.part.Part.close", refuse)
+        with pytest.raises(
+            BadOutput, match=r"partition 0 \(rows 0 to 99 .* can't be written to .*No space left"
+        ):
+            sk.predict(_add, FRAME, out, **COMMON)
+    assert not list(out.glob(f"{HOME}/*/attempt-*/*"))
+    _check_rows(sk.predict(_add, FRAME, out, **COMMON))
+
+
 class Trap:
     def __reduce__(self):
         return os.mkdir, ("sprung",)

@@ -81,12 +81,23 @@ class _Reader:
             ]
         torch = sys.modules.get("torch")
         if torch and isinstance(value, torch.nn.Module):
-            kinds = {type(part) for part in value.modules()}
-            state = {name: self.read(item) for name, item in value.state_dict().items()}
-            return [repr(value), *sorted(self.read(kind) for kind in kinds), self.read(state)]
+            return self._parts_of_module(value)
         if hasattr(value, "__dict__") and not is_installed(type(value)):
             return [self.read(type(value)), self.read(vars(value))]
         return [self.read(type(value)), _pickle(value)]
+
+    def _parts_of_module(self, module: Any) -> list[Any]:
+        kinds = {type(part) for part in module.modules()}
+        state = {name: self.read(item) for name, item in module.state_dict().items()}
+        beside = {name: item for name, item in module.named_buffers() if name not in state}
+        beside |= {
+            f"{place}.{name}": item
+            for place, part in module.named_modules()
+            for name, item in vars(part).items()
+            if _decides(part, name, item)
+        }
+        code = sorted(self.read(kind) for kind in kinds)
+        return [repr(module), *code, self.read(state), *([self.read(beside)] if beside else [])]
 
     def _code_of(self, kind: type) -> list[Any]:
         if is_installed(kind):
@@ -96,6 +107,20 @@ class _Reader:
             for name, item in vars(kind).items()
             if isinstance(item, types.FunctionType)
         ]
+
+# %% ../../nbs/53b_inference.fingerprint.ipynb #66cb05c0
+def _decides(module: Any, name: str, value: Any) -> bool:
+    "Does an attribute belong to what a user's module computes?"
+    return not (is_installed(type(module)) or name.startswith("_") or name == "training") and _is_plain(value)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_plain(item) for pair in value.items() for item in pair)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(_is_plain(item) for item in value)
+    plain = (bool, int, float, complex, str, bytes, types.FunctionType)
+    return value is None or isinstance(value, plain) or _as_array(value) is not None
 
 # %% ../../nbs/53b_inference.fingerprint.ipynb #10d5fbd3
 def _list_names(code: types.CodeType) -> set[str]:
@@ -117,7 +142,7 @@ def _as_array(value: Any) -> Any:
 
     torch = sys.modules.get("torch")
     if torch and isinstance(value, torch.Tensor):
-        value = value.detach().cpu().contiguous()
+        value = torch.empty(0) if value.is_meta else value.detach().cpu().contiguous()
         value = value.reshape(-1).view(torch.uint8).numpy() if value.numel() else np.zeros(0, np.uint8)
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
         return np.ascontiguousarray(value)

@@ -116,8 +116,7 @@ class OnnxModel(FileModel):
         )
 
         def run(batch: Any) -> Any:
-            given = batch if isinstance(batch, (dict, tuple, list)) else (batch,)
-            named = given if isinstance(given, dict) else dict(zip(inputs, given, strict=True))
+            named = _name_inputs(batch, inputs)
             answers = session.run(None, {name: to_array(item) for name, item in named.items()})
             return answers[0] if len(answers) == 1 else dict(zip(outputs, answers, strict=True))
 
@@ -136,6 +135,18 @@ class OnnxModel(FileModel):
             raise BadModel(f"{self.path} can't be opened as ONNX: {str(error)[:300]}") from error
 
 # %% ../../nbs/53d_inference.modelfile.ipynb #a971f40c
+def _name_inputs(batch: Any, inputs: list[str]) -> dict[str, Any]:
+    if isinstance(batch, dict):
+        return batch
+    given = batch if isinstance(batch, (tuple, list)) else (batch,)
+    if len(given) != len(inputs):
+        raise ValueError(
+            f"the ONNX model takes {', '.join(inputs)}, got {len(given)} of {len(inputs)} inputs. "
+            f"Name them: prepare=lambda df: {{{inputs[0]!r}: ...}}"
+        )
+    return dict(zip(inputs, given, strict=True))
+
+
 _ONNX_TYPES = {
     f"tensor({name})": kind
     for name, kind in {
