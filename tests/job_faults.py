@@ -140,7 +140,7 @@ class Torture:
         "End the daemons by SIGTERM"
         for daemon in self.daemons:
             daemon.terminate()
-        codes = [daemon.wait(10) for daemon in self.daemons]
+        codes = [daemon.wait(120) for daemon in self.daemons]
         self.daemons.clear()
         return codes
 
@@ -162,12 +162,12 @@ class Audit:
         return not (self.forgotten or self.unasked or self.unexplained or self.twice)
 
 
-def audit(book: Ledger, until: datetime, margin: timedelta) -> Audit:
-    "Account for every due time of every job; those of the last moment may be there or not"
+def audit(book: Ledger, until: datetime, margin: timedelta, end: datetime | None = None) -> Audit:
+    "Account for every due time of every job; those of the last moment, up to `end`, may be there or not"
     firings = book.list_firings()
     forgotten, unasked, n_due = [], [], 0
     for job in book.list_jobs():
-        may_be = set(due_times(job.spec, job.created, until + margin))
+        may_be = set(due_times(job.spec, job.created, end or until + margin))
         due = {when for when in may_be if when <= until - margin}
         told = Counter(one.due for one in firings if one.job_id == job.job_id)
         n_due += len(due)

@@ -152,11 +152,12 @@ def test_a_fork_that_lets_go_of_the_book_leaves_its_parents_connection_open(book
 def test_a_spec_that_cannot_be_read_is_a_trouble_of_its_job_only(book):
     for name in ("good", "bad"):
         book.put_job(make_spec(name), "cli")
-    with book.file.write() as (db, _):
-        db.execute("UPDATE jobs SET spec = replace(spec, '0 2 * * *', '99 2 * * *') WHERE name = 'bad'")
-    bad, good = book.list_jobs()
-    assert (good.trouble, good.active) == (None, True)
-    assert (bad.active, "its spec can't be read" in bad.trouble) == (False, True)
+    for wrong in ("replace(spec, '0 2 * * *', '99 2 * * *')", "json_set(spec, '$.parameters', 5)", "'[]'"):
+        with book.file.write() as (db, _):
+            db.execute(f"UPDATE jobs SET spec = {wrong} WHERE name = 'bad'")
+        bad, good = book.list_jobs()
+        assert (good.trouble, good.active) == (None, True)
+        assert (bad.active, "its spec can't be read" in bad.trouble) == (False, True)
 
 
 def test_another_trigger_counts_from_now_and_other_values_do_not(book, now):
@@ -199,6 +200,21 @@ def test_a_backfill_opens_again_what_was_left_out_and_nothing_that_succeeded(boo
         book.trigger("nightly", due=when, kind="backfill")
     found = sorted(book.list_firings(), key=lambda one: one.due)
     assert [one.state for one in found] == ["waiting", "waiting", "succeeded"]
+
+
+def test_what_is_opened_again_begins_anew_and_waits_for_no_pause_of_before(book, now):
+    job_id = book.put_job(make_spec(), "cli")
+    firing_id = fire(book, job_id, NOON)
+    book.begin_attempt(firing_id, "run")
+    again = {"state": "waiting", "next_try": NOON + timedelta(hours=6)}
+    book.end_attempt(firing_id, 1, "failed", lambda firing: again)
+    book.stop(firing_id)
+    now[0] += timedelta(hours=1)
+    assert book.trigger("nightly", due=NOON, kind="backfill") == firing_id
+    firing = book.get_firing(firing_id)
+    assert (firing.state, firing.next_try, firing.started, firing.spent) == ("waiting", None, None, 1)
+    book.begin_attempt(firing_id, "another")
+    assert book.get_firing(firing_id).started == now[0]
 
 
 def test_two_triggers_in_one_moment_are_two_firings(book):

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..config import Settings
 from ..core import suggest
-from .firing import Job
+from .firing import SOURCES, Job
 from .ledger import Ledger
 from .spec import BadJob, JobSpec
 
@@ -112,14 +112,11 @@ def list_table_troubles(
     return {name: text for told in facts.values() for name, text in told["troubles"].items()}
 
 # %% ../../nbs/35h_jobs.tables.ipynb #fcac99de
-_SOURCES = {"cli": "by `scalekit schedule`", "python": "by sk.schedule", "lab": "by JupyterLab's job form"}
-
-
 def _find_owner(job: Job | None, mine: str, facts: Mapping[str, Any]) -> str | None:
     "Who else has a name, in words"
     if job is None:
         return None
     if job.source != "toml":
-        return _SOURCES[job.source]
+        return SOURCES[job.source]
     others = [file for file, told in facts.items() if file != mine and job.name in told["jobs"]]
     return f"in {others[0]}" if others else None

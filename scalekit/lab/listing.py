@@ -27,7 +27,8 @@ from jupyter_scheduler.models import (
 from ..core import suggest
 from ..events import dump_json
 from ..jobs.book import JobBook
-from ..jobs.firing import Firing, Job, as_text, make_attempt, make_firing
+from ..jobs.firing import Firing, Job, as_text
+from ..jobs.rows import as_list, select_firings
 from .places import OWN_KERNEL
 from .requests import HERE
 from ..values import to_text
@@ -182,14 +183,8 @@ def page_firings(
         total = db.execute(f"SELECT count(*) FROM firings WHERE {where}", values).fetchone()[0]
         found = db.execute(f"SELECT firing_id FROM firings {place}", [*values, limit, offset])
         ids = [row["firing_id"] for row in found]
-        chosen = "WHERE firing_id IN (SELECT value FROM json_each(?))"
-        rows = db.execute(f"SELECT * FROM firings {chosen}", [dump_json(ids)]).fetchall()
-        sql = f"SELECT * FROM attempts {chosen} ORDER BY number"
-        attempts = [make_attempt(row) for row in db.execute(sql, [dump_json(ids)])]
-    own: dict[str, list[Any]] = {firing_id: [] for firing_id in ids}
-    for attempt in attempts:
-        own[attempt.firing_id].append(attempt)
-    made = {row["firing_id"]: make_firing(row, own[row["firing_id"]]) for row in rows}
+        chosen = select_firings(db, "firing_id IN (SELECT value FROM json_each(?))", [as_list(ids)])
+    made = {firing.firing_id: firing for firing in chosen}
     return [made[firing_id] for firing_id in ids if firing_id in made], total
 
 
