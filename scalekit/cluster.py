@@ -9,6 +9,7 @@ __all__ = ['Cluster', 'open_cluster', 'find_open_cluster', 'list_open_clusters']
 import html
 import importlib
 import importlib.util
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -90,7 +91,8 @@ class Cluster:
         self._link = ""
         self._adaptation: Adaptation | None = None
         self._closed = False
-        _opened.append(weakref.ref(self))
+        with _opening:
+            _opened.append(weakref.ref(self))
 
     @property
     def slots(self) -> list[Slot]:
@@ -203,14 +205,14 @@ class Cluster:
 
     def close(self) -> None:
         "End the client and what was started here; a cluster attached to lives on"
-        _opened[:] = [one for one in _opened if one() not in (self, None)]
+        with _opening:
+            _opened[:] = [one for one in _opened if one() not in (self, None)]
         self._stop_adapting()
         self._closed = True
-        self.client.close()
-        if isinstance(self._local, SlurmWorkers):
-            self._local.close()
-        elif self._local is not None:
-            stop_workers(self._local)
+        try:
+            self.client.close()
+        finally:
+            _end(self._local)
 
     def _workers(self):
         "What the scheduler knows about workers that live, by address, in the order of their names"
@@ -297,12 +299,27 @@ def open_cluster(
         spec = replace(spec, workers=n_workers)
     if spec.address:
         return Cluster(spec, _attach(spec))
+    local = _start(spec, give_up)
+    try:
+        dask = local.dask if isinstance(local, SlurmWorkers) else local
+        return Cluster(spec, dask.get_client(), local)
+    except BaseException:  # Ctrl-C too: nobody else knows what was started
+        _end(local)
+        raise
+
+# %% ../nbs/11i_cluster.ipynb #5f0aa75e
+def _start(spec: Profile, give_up: Callable[[], bool]) -> "LocalCluster | SlurmWorkers":
     if spec.kind == "slurm":
-        workers = start_slurm_workers(spec, give_up)
-        return Cluster(spec, workers.dask.get_client(), workers)
+        return start_slurm_workers(spec, give_up)
     on_gpus = spec.kind == "gpu" or spec.kind == "auto" and list_gpus()
-    local = start_gpu_workers(spec) if on_gpus else start_cpu_workers(spec)
-    return Cluster(spec, local.get_client(), local)
+    return start_gpu_workers(spec) if on_gpus else start_cpu_workers(spec)
+
+
+def _end(local: "LocalCluster | SlurmWorkers | None") -> None:
+    if isinstance(local, SlurmWorkers):
+        local.close()
+    elif local is not None:
+        stop_workers(local)
 
 # %% ../nbs/11i_cluster.ipynb #bfc0db4a
 def find_open_cluster() -> Cluster | None:  # The newest one
@@ -316,6 +333,7 @@ def list_open_clusters() -> list[Cluster]:  # The newest one last
 
 # %% ../nbs/11i_cluster.ipynb #1fcd4a5f
 _opened: list[weakref.ref[Cluster]] = []
+_opening = threading.Lock()  # a service opens one in one thread while another closes its own
 
 # %% ../nbs/11i_cluster.ipynb #58e5d588
 def _attach(profile):

@@ -450,6 +450,43 @@ def test_closing_gives_a_busy_worker_one_second_not_five(monkeypatch):
     assert not psutil.pid_exists(slot.process[1])
 
 
+@pytest.fixture
+def started(monkeypatch):
+    "What was started for clusters that are opened from now on"
+    locals_, start = [], scalekit.cluster.start_cpu_workers
+
+    def note(spec):
+        locals_.append(start(spec))
+        return locals_[-1]
+
+    monkeypatch.setattr(scalekit.cluster, "start_cpu_workers", note)
+    return locals_
+
+
+def test_workers_that_nobody_could_close_are_ended(started, monkeypatch):
+    def refuse(*_):
+        raise ClusterError("gone")
+
+    monkeypatch.setattr(scalekit.cluster, "_ask_scheduler", refuse)
+    with pytest.raises(ClusterError, match="gone"):
+        open_cluster("cpu", n_workers=1)
+    assert [local.status.name for local in started] == ["closed"]
+
+
+def test_workers_end_also_if_the_client_does_not_close(started, monkeypatch):
+    cluster = open_cluster("cpu", n_workers=1)
+    close = cluster.client.close
+
+    def fail():
+        close()
+        raise OSError("the network is gone")
+
+    monkeypatch.setattr(cluster.client, "close", fail)
+    with pytest.raises(OSError, match="the network is gone"):
+        cluster.close()
+    assert [local.status.name for local in started] == ["closed"]
+
+
 def test_closing_twice_is_harmless():
     cluster = open_cluster("cpu", n_workers=1)
     cluster.close()
