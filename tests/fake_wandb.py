@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from fake_wandb_topics import DAY, ME, Artifacts, Ids, Sweeps, Views, make_page, make_project
+from processes import free_port
 
 Key = tuple[str, str, str]  # Entity, project, name of a run
 _HISTORY = "wandb-history.jsonl"
@@ -182,7 +183,7 @@ class Files:
 class FakeWandb:
     "The server; `with FakeWandb() as server: ...` listens on loopback"
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int | None = None) -> None:
         self.ids, self.faults, self.lock = Ids(), Faults(), threading.RLock()
         self.runs, self.files, self.artifacts = Runs(self), Files(self), Artifacts(self)
         self.views, self.sweeps = Views(self), Sweeps(self)
@@ -191,7 +192,8 @@ class FakeWandb:
         self.unknown: list[str] = []  # What the client wanted and this server has not
         self.odd: list[str] = []  # Requests that could not be carried out
         self._http: _Listener | None = None
-        self.start(port)
+        self.port = free_port() if port is None else port  # which stays free after a `die`
+        self.start()
 
     def __enter__(self) -> "FakeWandb":
         return self
@@ -204,11 +206,10 @@ class FakeWandb:
         "What leads the client here"
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": "0" * 40, "WANDB_MODE": "online"}
 
-    def start(self, port: int | None = None) -> None:
+    def start(self) -> None:
         "Listen, after a `die` at the same address as before"
-        self._http = _Listener(("127.0.0.1", self.port if port is None else port), _Handler)
+        self._http = _Listener(("127.0.0.1", self.port), _Handler)
         self._http.fake = self
-        self.port = self._http.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True).start()
 

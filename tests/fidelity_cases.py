@@ -110,7 +110,7 @@ def run_stock(
     "Outputs of a notebook that nbclient runs in a kernel of its own"
     notebook = make_notebook(cells)
     with suppress(CellExecutionError):  # the error is among the outputs
-        NotebookClient(notebook, timeout=60, resources={"metadata": {"path": folder}}).execute()
+        NotebookClient(notebook, timeout=200, resources={"metadata": {"path": folder}}).execute()
     return normalise(notebook)
 
 

@@ -1,11 +1,14 @@
 """Processes that a test starts: the `scalekit` command, and a look for what is left of them."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from random import SystemRandom
 
 import psutil
 
@@ -27,6 +30,15 @@ def start_scalekit(*words: str | Path, **variables: str) -> subprocess.Popen:
         [SCALEKIT, *map(str, words)], env={**os.environ, **variables}, text=True, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
+
+
+def free_port() -> int:
+    "A port that nobody listens on, and that the system gives nobody who asks for any"
+    while True:
+        port = SystemRandom().randrange(20_000, 32_000)  # Linux gives away those from 32768 on
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def is_alive(pid: int) -> bool:

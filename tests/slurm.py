@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from processes import free_port
 
 _DAEMONS = ("slurmctld", "slurmd")
 
@@ -64,7 +65,7 @@ def start_slurm(
         (folder / name).mkdir(parents=True)
     for number in range(n_gpus):
         os.mknod(folder / f"gpu{number}", 0o20666, os.makedev(1, 3))  # slurmd wants character devices
-    controller_port, node_port = _free_ports(2)
+    controller_port, node_port = free_port(), free_port()
     conf = folder / "slurm.conf"
     conf.write_text(
         _CONF.format(
@@ -95,16 +96,6 @@ def _search_path() -> str:
     return f"{os.environ['PATH']}:/usr/sbin"
 
 
-def _free_ports(n: int) -> list[int]:
-    probes = [socket.socket() for _ in range(n)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 def _start(name: str, folder: Path, environ: dict[str, str]) -> subprocess.Popen:
     with open(folder / "log" / name, "w") as log:
         words = [name, "-D", "-f", environ["SLURM_CONF"]]
@@ -113,7 +104,7 @@ def _start(name: str, folder: Path, environ: dict[str, str]) -> subprocess.Popen
 
 
 def _wait_for_node(environ: dict[str, str], folder: Path) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while time.monotonic() < end:
         told = subprocess.run(["sinfo", "-h", "-o", "%T"], env=environ, capture_output=True, text=True)
         if "idle" in told.stdout:
@@ -133,15 +124,15 @@ def _is_step(process: psutil.Process, conf: str) -> bool:
 
 def _stop(daemons: list[subprocess.Popen], environ: dict[str, str]) -> None:
     "Cancel what is left, then end the daemons and the steps that they have started, each by its number"
-    subprocess.run(["scancel", "--user", "root"], env=environ, capture_output=True, timeout=20)
-    end = time.monotonic() + 10
+    subprocess.run(["scancel", "--user", "root"], env=environ, capture_output=True, timeout=120)
+    end = time.monotonic() + 60
     while list_queue(environ) and time.monotonic() < end:
         time.sleep(0.1)
     alive = [psutil.Process(daemon.pid) for daemon in daemons if daemon.poll() is None]
     steps = [one for one in psutil.process_iter(["name"]) if _is_step(one, environ["SLURM_CONF"])]
     for daemon in daemons:
         daemon.terminate()
-    _, alive = psutil.wait_procs([*alive, *steps], timeout=10)
+    _, alive = psutil.wait_procs([*alive, *steps], timeout=30)
     for process in alive:
         process.kill()
     for daemon in daemons:

@@ -60,7 +60,7 @@ def test_its_cells_give_by_hand_what_it_shows_already(store):
     made = read(path)
     before = shown(made)
     assert sum(n_drawings for _, n_drawings in before) >= 7
-    NotebookClient(made, timeout=60, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(made, timeout=200, resources={"metadata": {"path": str(folder)}}).execute()
     assert shown(made) == before
 
 
@@ -76,7 +76,7 @@ def test_trials_reused_from_another_sweep_are_named_one_by_one(store):
     path = write_sweep_notebook(store.folder / "sweeps" / "first" / "index.ipynb", "First", rows, GOAL)
     made = read(path)
     assert all(row["run_id"] in made.cells[1].source for row in rows)
-    NotebookClient(made, timeout=60, resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(made, timeout=200, resources={"metadata": {"path": str(path.parent)}}).execute()
     assert made.cells[1].outputs[0].data["text/plain"].startswith("4 trials: ")
 
 

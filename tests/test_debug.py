@@ -182,10 +182,12 @@ def test_a_kernel_that_is_used_stays(failed, bundle, watched, monkeypatch):
     monkeypatch.setattr(kept, "monotonic", lambda: time.monotonic() + ahead[0])
     monkeypatch.setattr(kept, "_is_busy", lambda *words: heard.append(is_busy(*words)) or heard[-1])
     thread = watched(HOUR)
-    time.sleep(0.3)  # for the guard to listen
+    while not heard:  # the guard doesn't listen yet
+        open_post_mortem(failed, lambda prompt: (_ for _ in ()).throw(EOFError), [].append)
+    wait_until(lambda: not heard[-1])
 
     def answer(prompt):
-        wait_until(lambda: heard and heard[-1])
+        wait_until(lambda: heard[-1])
         ahead[0] += 2 * HOUR
         time.sleep(1.2)  # the guard looks twice a second
         return next(lines)

@@ -110,13 +110,13 @@ def test_a_listing_waits_for_a_mark_whose_name_it_has_heard_already(store, monke
     def pause_at_the_mark(path, event):
         if "run_id" not in event:
             hinted.set()
-            assert go_on.wait(20)
+            assert go_on.wait(120)
         append(path, event)
 
     monkeypatch.setattr(marks, "append_event", pause_at_the_mark)
     maker = threading.Thread(target=bundle.tag, args=("slow",))
     maker.start()
-    assert hinted.wait(20)
+    assert hinted.wait(120)
     found = []
     reader = threading.Thread(target=lambda: found.append(list_tags(Store(store.folder))))
     reader.start()
@@ -124,7 +124,7 @@ def test_a_listing_waits_for_a_mark_whose_name_it_has_heard_already(store, monke
     assert found == []
     go_on.set()
     for thread in (maker, reader):
-        thread.join(20)
+        thread.join(120)
     assert found == [[["slow"]]]
 
 

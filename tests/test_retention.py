@@ -212,7 +212,7 @@ def test_the_daemon_does_it_once_a_day_in_a_thread(past):
         past.night()
     daily = DailyRetention()
     daily.look(past.book)
-    daily._thread.join(20)
+    daily._thread.join(120)
     assert len(past.run_ids) == 2
     first = daily._thread
     past.night()
@@ -221,7 +221,7 @@ def test_the_daemon_does_it_once_a_day_in_a_thread(past):
     assert daily._thread is first
     past.now += timedelta(days=2)
     daily.look(past.book)
-    daily._thread.join(20)
+    daily._thread.join(120)
     assert daily._thread is not first and len(past.run_ids) == 2
 
 

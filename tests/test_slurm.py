@@ -27,7 +27,6 @@ from scalekit.store import Store
 from scalekit.workers import ClusterError
 
 pytestmark = [
-    pytest.mark.timeout(120),
     pytest.mark.skipif(bool(why_no_slurm()), reason=why_no_slurm()),
 ]
 
@@ -107,7 +106,7 @@ def test_trials_of_a_sweep_run_side_by_side_each_with_its_gpu_and_all_is_encrypt
 from pathlib import Path
 import time
 Path(f"here{{me}}").touch()
-end = time.monotonic() + 40
+end = time.monotonic() + 120
 while not (Path("here0").exists() and Path("here1").exists()) and time.monotonic() < end:
     time.sleep(0.05)
 {TELL}
@@ -141,7 +140,7 @@ def test_a_run_whose_job_is_cancelled_says_so_and_goes_on_with_a_new_job(hpc, sl
     wait_until((hpc / "been").exists)
     number = list_queue(slurm)[0].split()[0]
     subprocess.run(["scancel", number], check=True)
-    thread.join(60)
+    thread.join(200)
     assert told[0].state == "succeeded" and str(told[0].metrics["job"]) != number
     first = Store(hpc / "runs", hpc).list_runs(state="failed")[0]
     assert f"Slurm job {number} on {socket.gethostname()} was cancelled" in first["error"]
@@ -183,16 +182,16 @@ def test_a_job_that_can_not_be_says_why_and_leaves_nothing(hpc, slurm, lines, to
 
 
 def test_a_run_that_waits_in_the_queue_says_for_what_and_ctrl_c_ends_it_in_order(hpc, slurm):
-    subprocess.run(["sbatch", "-o", "/dev/null", "--gres=gpu:2", "--wrap", "sleep 60"], check=True)
+    subprocess.run(["sbatch", "-o", "/dev/null", "--gres=gpu:2", "--wrap", "sleep 600"], check=True)
     wait_until(lambda: "RUNNING" in "".join(list_queue(slurm)))
     notebook = write_notebook(hpc / "tell.ipynb", TELL)
     log = hpc / "log"
     with open(log, "w") as said:
         words = [SCALEKIT, "run", str(notebook), "--profile", "hpc"]
         process = subprocess.Popen(words, stderr=said, stdout=said)
-        wait_until(lambda: "waiting for Slurm: Resources" in log.read_text(), 30)
+        wait_until(lambda: "waiting for Slurm: Resources" in log.read_text())
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 1
+        assert process.wait(120) == 1
     (row,) = Store(hpc / "runs", hpc).list_runs()
     assert row["state"] == "cancelled"
     assert [line.split()[1] for line in list_queue(slurm)] == ["wrap"]
@@ -202,10 +201,10 @@ def test_a_run_that_waits_in_the_queue_says_for_what_and_ctrl_c_ends_it_in_order
 def test_after_a_kill_of_its_process_no_job_stays_and_the_run_is_known_to_be_lost(hpc, slurm):
     notebook = write_notebook(hpc / "slow.ipynb", FIRST_TIME_WAITS)
     process = start_scalekit("run", notebook, "--profile", "hpc")
-    wait_until((hpc / "been").exists, 40)
+    wait_until((hpc / "been").exists)
     process.kill()
     process.communicate()
-    wait_until(lambda: list_queue(slurm) == [], 40)
+    wait_until(lambda: list_queue(slurm) == [])
     (row,) = sk.runs(hpc / "runs").to_dict("records")
     assert row["state"] == "failed" and "lost" in row["error"]
     (left,) = (hpc / "shared").iterdir()  # nobody could take it away; the next cluster will
@@ -220,7 +219,7 @@ def test_a_cluster_grows_and_shrinks_by_jobs(hpc, slurm):
         cluster.scale(2)
         cluster.wait()
         assert (cluster.n_slots, len(list_queue(slurm))) == (2, 2)
-        busy = cluster.client.submit(time.sleep, 30, workers=[cluster.slots[1].worker], pure=False)
+        busy = cluster.client.submit(time.sleep, 300, workers=[cluster.slots[1].worker], pure=False)
         wait_until(lambda: any(cluster.client.processing().values()))
         cluster.scale(1)
         wait_until(lambda: len(list_queue(slurm)) == 1 and cluster.n_slots == 1)
@@ -232,7 +231,7 @@ def test_a_worker_that_died_gets_a_successor(hpc, slurm):
         (first,), (job,) = cluster.slots, list_queue(slurm)
         (nanny,) = cluster.client.run(os.getppid).values()
         os.kill(nanny, signal.SIGKILL)
-        wait_until(lambda: cluster.n_slots == 1 and cluster.slots[0].worker != first.worker, 40)
+        wait_until(lambda: cluster.n_slots == 1 and cluster.slots[0].worker != first.worker)
         assert list_queue(slurm) != [job]
 
 
@@ -269,10 +268,10 @@ def test_a_job_of_the_daemon_runs_on_slurm_also_when_the_daemon_is_gone(hpc, slu
     write_notebook(hpc / "slow.ipynb", FIRST_TIME_WAITS.replace("300 * first", "3"), TELL)
     daemon = start_scalekit("serve")
     assert subprocess.run([SCALEKIT, "trigger", "nightly"], capture_output=True).returncode == 0
-    wait_until((hpc / "been").exists, 40)
+    wait_until((hpc / "been").exists)
     daemon.kill()
     daemon.communicate()
-    wait_until(lambda: Store(hpc / "runs", hpc).list_runs(state="succeeded"), 40)
+    wait_until(lambda: Store(hpc / "runs", hpc).list_runs(state="succeeded"))
     (row,) = Store(hpc / "runs", hpc).list_runs()
     assert str(row["metrics"]["gpu"]) in "01" and row["metrics"]["colour"] == "deep blue"
     (firing,) = JobBook(hpc / "runs").list_firings()

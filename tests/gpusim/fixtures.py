@@ -20,7 +20,7 @@ def gpu_libraries(tmp_path_factory):
 def run_on_gpus(gpu_libraries, tmp_path_factory):
     "Function that runs a script on simulated GPUs and returns what the script hands to `report`"
 
-    def run(script, n_gpus=4, visible=None, timeout=120, **knobs):
+    def run(script, n_gpus=4, visible=None, timeout=240, **knobs):
         state = tmp_path_factory.mktemp("state")
         environ = simulate_gpus(gpu_libraries, state, n_gpus, **knobs)
         if visible is not None:
