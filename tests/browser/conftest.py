@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
-from lab import Lab, LabPage, missing, open_browser, open_page
+from lab import PATIENCE, Lab, LabPage, missing, open_browser, open_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not (reason := missing()):
         from playwright.sync_api import expect
 
-        expect.set_options(timeout=15_000)
+        expect.set_options(timeout=PATIENCE * 1000)
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("browser")

@@ -14,8 +14,8 @@ def test_a_notebook_runs_in_the_page(lab, lab_page):
 
 def test_an_error_in_the_page_is_noticed(lab_page):
     lab_page.open()
-    lab_page.page.evaluate("() => { setTimeout(() => { throw new Error('a fault') }) }")
-    lab_page.page.wait_for_timeout(100)
+    with lab_page.page.expect_event("pageerror"):
+        lab_page.page.evaluate("() => { setTimeout(() => { throw new Error('a fault') }) }")
     assert "a fault" in lab_page.errors[0]
     lab_page.errors.clear()
 
