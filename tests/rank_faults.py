@@ -103,7 +103,7 @@ def drive() -> None:
         try:
             sk.launch(
                 train, order["place"], order["variant"], n_ranks=2, cluster=order["cluster"], quiet=True,
-                folder=place / "checkpoints", heartbeat=HEARTBEAT, timeout=30, retries=5, patience=60,
+                folder=place / "checkpoints", heartbeat=HEARTBEAT, timeout=60, retries=5, patience=60,
             )  # fmt: skip
             told = {"kind": "done", "text": ""}
         except ScaleKitError as error:
@@ -136,7 +136,7 @@ class Team:
             file = self.folder / "address"
             file.unlink(missing_ok=True)
             self.cluster = self._start("serve", file)
-            wait_until(file.exists, 60)
+            wait_until(file.exists)
             self.address = file.read_text()
         if self.driver is None or self.driver.poll() is not None:
             self.driver = self._start("drive")
@@ -388,7 +388,7 @@ def run_with_fault(
         scene = Scene(team, place, chance, variant)
         told, begin = team.call(place, variant), time.monotonic()
         after = _choose_moment(chance)
-        wait_until(lambda: count_steps(place) >= after or told.exists(), 60, every=0.002)
+        wait_until(lambda: count_steps(place) >= after or told.exists(), every=0.002)
         time.sleep(chance.uniform(0, 2 * PAUSE))
         at = count_steps(place)
         if told.exists() or at >= N_STEPS - 1:
@@ -468,7 +468,7 @@ def _compare(place: Path, expected: list[dict[str, str]]) -> list[str]:
     return wrong + [f"rank {rank} ends otherwise" for rank in (0, 1) if ends[rank] != expected[rank]]
 
 
-def _wait_until_gone(team: Team, seconds: float = 15.0) -> list[str]:
+def _wait_until_gone(team: Team, seconds: float = 60.0) -> list[str]:
     end = time.monotonic() + seconds
     while (left := team.list_left()) and time.monotonic() < end:
         time.sleep(0.1)

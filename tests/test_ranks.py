@@ -28,8 +28,6 @@ from scalekit.ranks.supervise import Supervisor
 from scalekit.ranks.travel import CannotTravel, pack_call, unpack_value
 from scalekit.ranks.world import current_world, read_fence
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture(scope="module")
 def team(tmp_path_factory):
@@ -58,7 +56,7 @@ def begin(team, tmp_path):
 
 
 def _list_pids(folder: Path) -> list[int]:
-    return [int(path.read_text()) for path in folder.glob("pid-*")]
+    return [int(text) for path in folder.glob("pid-*") if (text := path.read_text())]  # or just being written
 
 
 def _lives(pid: int) -> bool:
@@ -76,9 +74,7 @@ def _make_order() -> RankOrder:
 
 
 def _wait_for(team: Cluster, n: int) -> None:
-    end = time.monotonic() + 30
-    while len(team.slots) < n and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_until(lambda: len(team.slots) >= n, every=0.05)
 
 
 # What comes back
@@ -149,7 +145,7 @@ def test_two_launches_at_once_take_turns(begin):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert len(spans) == 2
 
 
@@ -233,7 +229,7 @@ def test_a_lost_rank_is_replaced_and_the_training_ends_well(begin, tmp_path, cap
         torch.distributed.all_reduce(total)
         return world.attempt, total.item()
 
-    assert begin(train, heartbeat=1.0) == (2, 2.0)
+    assert begin(train, heartbeat=2.0 if end == "stop" else 60.0) == (2, 2.0)
     told = {"raise": "raised", "exit": "exited", "kill": "killed", "stop": "hung"}[end]
     assert f"rank {rank} of 2 {told}" in capsys.readouterr().out
     assert read_fence(tmp_path / "checkpoints") == 2
@@ -246,11 +242,11 @@ def test_the_rank_that_others_wait_for_is_to_blame(begin):
         world = current_world()
         world.beat(5 - world.rank)
         if world.rank == 1:
-            time.sleep(60)
+            time.sleep(600)
         torch.distributed.all_reduce(torch.ones(1))
 
     with pytest.raises(sk.RankFailed, match="1 of 2 hung, last heard of after step 4.*Rank 0 waited for it"):
-        begin(train, timeout=1.0, retries=0)
+        begin(train, timeout=3.0, retries=0)
 
 
 @pytest.mark.parametrize("replace, size", [("shrink", 1), ("wait", 2)])
@@ -263,7 +259,7 @@ def test_a_killed_worker_is_replaced_or_done_without(begin, team, replace, size)
         if world.attempt == 1:
             if world.rank == 0:
                 os.kill(pids[0], signal.SIGKILL)
-            time.sleep(60)
+            time.sleep(600)
         return world.attempt, world.size
 
     assert begin(train, replace=replace) in [(2, size), (2, 2)]
@@ -279,12 +275,12 @@ def test_a_worker_that_does_not_answer_is_done_without_and_its_rank_ends_itself(
         if world.attempt == 1:
             if world.rank == 0:
                 os.kill(stopped.process[1], signal.SIGSTOP)
-            time.sleep(60)
+            time.sleep(600)
         return world.attempt, world.size
 
     try:
-        assert begin(train, replace="shrink", heartbeat=1.0) == (2, 1)
-        wait_until(lambda: not any(map(_lives, _list_pids(tmp_path))), 10)  # with its worker still stopped
+        assert begin(train, replace="shrink", heartbeat=2.0) == (2, 1)
+        wait_until(lambda: not any(map(_lives, _list_pids(tmp_path))))  # with its worker still stopped
     finally:
         os.kill(stopped.process[1], signal.SIGCONT)
 
@@ -326,7 +322,7 @@ def test_ranks_that_are_asked_to_leave_end_as_preempted(begin, tmp_path, monkeyp
         raise sk.Preempted(f"saved at step 12: {world.notice()}")
 
     with pytest.raises(sk.Preempted, match="saved at step 12: (SIGTERM|preemption notice in)"):
-        begin(train, timeout=5)
+        begin(train, timeout=60)
 
 
 def test_ranks_hear_that_the_run_around_them_has_to_make_room(begin, tmp_path, monkeypatch):
@@ -337,7 +333,7 @@ def test_ranks_hear_that_the_run_around_them_has_to_make_room(begin, tmp_path, m
         world = current_world()
         if world.rank == 0:
             request_stop(bundle, "preempted")
-            time.sleep(60)
+            time.sleep(600)
         while world.notice() is None:  # this rank has no bundle: it is told
             time.sleep(0.01)
         raise sk.Preempted(world.reason)
@@ -355,22 +351,17 @@ def test_a_killed_notebook_leaves_no_ranks(team, tmp_path):
 
         def train(folder):
             (Path(folder) / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
-            time.sleep(60)
+            time.sleep(600)
 
         sk.launch(train, sys.argv[2], n_ranks=2, cluster=sys.argv[1])
         """
     command = [sys.executable, "-c", textwrap.dedent(script), team.address, str(tmp_path)]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 60
-    while len(_list_pids(tmp_path)) < 2 and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_until(lambda: len(_list_pids(tmp_path)) == 2)
     driver.kill()
     driver.wait()
     pids = _list_pids(tmp_path)
-    end = time.monotonic() + 20
-    while any(map(_lives, pids)) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert len(pids) == 2 and not any(map(_lives, pids))
+    wait_until(lambda: not any(map(_lives, pids)))
 
 
 def test_without_a_warm_server_a_rank_starts_cold(monkeypatch):
@@ -396,17 +387,21 @@ def test_a_kill_for_want_of_memory_is_told_as_such(monkeypatch):
     assert kinds == ["memory", "killed"]
 
 
-def test_a_scheduler_that_is_restarted_is_named(begin, team):
+def test_a_scheduler_that_is_restarted_is_named(begin, team, tmp_path):
     def train():
-        time.sleep(60)
+        time.sleep(600)
+
+    def restart_once_it_trains():
+        wait_until(lambda: _list_pids(tmp_path))
+        own.client.restart()
 
     told = "scheduler must go on while ranks work|its worker .* is gone"
     with sk.open_cluster("cpu", n_workers=1) as own:
-        restart = threading.Timer(1.0, own.client.restart)
+        restart = threading.Thread(target=restart_once_it_trains)
         restart.start()
         with pytest.raises(sk.ScaleKitError, match=told):
             begin(train, n_ranks=1, cluster=own, retries=0)
-        restart.join(30)
+        restart.join(120)
 
 
 # A run that has to make room
@@ -434,9 +429,9 @@ def test_a_run_that_is_told_to_end_lets_its_training_save_and_is_taken_up_again(
         LEAVING,
     )
     process = start_scalekit("run", "train.ipynb")
-    wait_until((place / "begun").exists, 60)
+    wait_until((place / "begun").exists)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     (first,) = sk.runs().to_dict("records")
     assert process.returncode == 1 and first["state"] == "preempted"
     assert first["error"].startswith("Preempted: saved at step 7: the run was asked to make room")

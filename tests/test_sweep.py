@@ -156,8 +156,8 @@ def test_a_trial_that_fails_is_tried_again_as_often_as_asked(place, sweep):
 
 
 def test_a_trial_that_takes_too_long_fails_alone(place, sweep):
-    write_notebook(place / "train.ipynb", PARAMETERS, "import time; time.sleep(60 if seed == 1 else 0)")
-    found = sweep("train.ipynb", seed=[0, 1, 2], cell_timeout=1.0)
+    write_notebook(place / "train.ipynb", PARAMETERS, "import time; time.sleep(600 if seed == 1 else 0)")
+    found = sweep("train.ipynb", seed=[0, 1, 2], cell_timeout=3.0)
     assert [row["state"] for row in found.rows] == ["succeeded", "succeeded", "failed"]
     assert "CellTimeout" in found.rows[-1]["error"]
 
@@ -214,8 +214,16 @@ def test_the_progress_counts_up_and_ends_with_all(notebook, sweep):
     assert (seen[0][-1], seen[-1][-1]) == (None, 0.0)
 
 
+MEET = """
+import os, time
+open(f"here{seed}", "w").close()
+while seed < 2 and not (os.path.exists("here0") and os.path.exists("here1")):
+    time.sleep(0.02)
+"""
+
+
 def test_slots_are_kept_busy_and_never_shared(place, sweep):
-    write_notebook(place / "train.ipynb", PARAMETERS, "import time; time.sleep(0.3)")
+    write_notebook(place / "train.ipynb", PARAMETERS, MEET)
     found = sweep("train.ipynb", seed=list(range(6)))
     spans = sorted((row["started"], row["ended"]) for row in found.rows)
     at_once = [sum(start <= moment < end for start, end in spans) for moment, _ in spans]
@@ -244,8 +252,11 @@ def test_two_different_sweeps_share_a_store(place, sweep):
     assert len(rows_of()) == 6
 
 
+WAITS = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)"
+
+
 def test_the_same_sweep_twice_at_once_is_refused(place, sweep):
-    write_notebook(place / "train.ipynb", PARAMETERS, "import time; time.sleep(1.5)")
+    write_notebook(place / "train.ipynb", PARAMETERS, WAITS)
     first = threading.Thread(target=sweep, args=["train.ipynb"], kwargs={"seed": [0, 1]})
     first.start()
     wait_until(lambda: len(rows_of(state="running")) == 2)
@@ -253,6 +264,7 @@ def test_the_same_sweep_twice_at_once_is_refused(place, sweep):
         ScaleKitError, match=r"is running already. See it: scalekit runs --sweep train-"
     ) as caught:
         sweep("train.ipynb", seed=[0, 1])
+    (place / "go").touch()
     first.join()
     assert [row["state"] for row in rows_of()] == ["succeeded"] * 2
     assert main(["runs", "--sweep", str(caught.value).split("--sweep ")[1]]) == 0
@@ -303,9 +315,9 @@ def test_the_command_exits_with_1_when_a_trial_failed_and_2_after_a_mistake(plac
 
 
 def test_nothing_of_a_sweep_listens_to_other_machines(place, monkeypatch):
-    write_notebook(place / "train.ipynb", PARAMETERS, "import time; time.sleep(1)")
+    write_notebook(place / "train.ipynb", PARAMETERS, WAITS)
     process = start_scalekit("sweep", "train.ipynb", "-g", "seed=0,1", "--profile", "cpu")
-    wait_until(lambda: len(rows_of(state="running")) >= 1)
+    wait_until(lambda: len(rows_of(state="running")) >= 1)  # and none ends while it is looked at
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     told = [event for row in rows_of() for event in Store("runs").open_run(row["run_id"]).events()]
     kernels = [psutil.Process(event["pid"]) for event in told if event["event"] == "kernel"]
@@ -315,7 +327,8 @@ def test_nothing_of_a_sweep_listens_to_other_machines(place, monkeypatch):
     ]  # fmt: skip
     assert len(family) >= 3 and len(listening) >= 3
     assert set(listening) <= {"127.0.0.1", "::1"}
-    assert process.wait(60) == 0
+    (place / "go").touch()
+    assert process.wait(120) == 0
     process.communicate()
 
 

@@ -568,7 +568,7 @@ class Threads:
     "Ranks that are threads"
 
     def __init__(self, size):
-        self.size, self.values, self.barrier = size, [b""] * size, threading.Barrier(size, timeout=20)
+        self.size, self.values, self.barrier = size, [b""] * size, threading.Barrier(size, timeout=120)
 
     def gather(self, rank, value):
         self.values[rank] = value
@@ -654,7 +654,7 @@ def in_gloo(rank, size, place, act, *args):
 
     told = place / "port"
     if rank:
-        wait_until(told.exists, 60)
+        wait_until(told.exists)
     store = TCPStore(
         "127.0.0.1", 0 if rank == 0 else int(told.read_text()), is_master=rank == 0, wait_for_workers=False
     )
@@ -663,7 +663,7 @@ def in_gloo(rank, size, place, act, *args):
     torch.distributed.init_process_group(
         "gloo", store=PrefixStore("group", store), rank=rank, world_size=size
     )
-    control = Exchange(rank, size, PrefixStore("control", store), timeout=60)
+    control = Exchange(rank, size, PrefixStore("control", store), timeout=120)
     act(SimpleNamespace(rank=rank, size=size, control=control), *args)
     torch.distributed.destroy_process_group()
     if rank:
@@ -697,7 +697,7 @@ def fork_ranks(place, stages):
 
 def run_gloo(place, *stages):
     with started(fork_ranks, place, stages) as child:
-        child.join(120)
+        child.join(240)
         assert child.exitcode == 0
 
 

@@ -39,7 +39,7 @@ def be_rank(rank: int, size: int, folder: Path, cases: list[str]) -> None:
     words = torch.distributed.FileStore(str(folder / "words"), size)
     told = {}
     for case in cases:
-        control = Exchange(rank, size, torch.distributed.PrefixStore(case, words), timeout=30)
+        control = Exchange(rank, size, torch.distributed.PrefixStore(case, words), timeout=120)
         with enter_world(World(rank, size, CPU, folder=folder / case, control=control)) as world:
             told[case] = find_case(case)(world)
     (folder / f"told-{rank}.json").write_text(json.dumps(told))
