@@ -2179,6 +2179,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'scalekit.jobs.outbox.Outbox': ('jobs.outbox.html#outbox', 'scalekit/jobs/outbox.py'),
                                       'scalekit.jobs.outbox.Outbox.__init__': ( 'jobs.outbox.html#outbox.__init__',
                                                                                 'scalekit/jobs/outbox.py'),
+                                      'scalekit.jobs.outbox.Outbox._finish_notes': ( 'jobs.outbox.html#outbox._finish_notes',
+                                                                                     'scalekit/jobs/outbox.py'),
                                       'scalekit.jobs.outbox.Outbox.forget_old': ( 'jobs.outbox.html#outbox.forget_old',
                                                                                   'scalekit/jobs/outbox.py'),
                                       'scalekit.jobs.outbox.Outbox.list_notices': ( 'jobs.outbox.html#outbox.list_notices',
