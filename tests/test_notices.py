@@ -324,6 +324,34 @@ def test_what_another_process_sent_in_the_meantime_is_not_sent_again(hook, tmp_p
     assert len(hook.got) == 1
 
 
+def test_a_notice_that_is_done_with_half_way_is_not_sent_again(hook, tmp_path, clock):
+    post_notices(tmp_path, make_firing(tmp_path, Notify(webhook=hook.address)), ("failed",), clock)
+    box = Outbox(tmp_path, clock)
+    (notice,) = box.list_waiting()
+    file = box.folder / f"{notice.key}.json"
+    waiting = file.read_text()
+    notice.state = "sent"
+    box.note(notice)
+    file.write_text(waiting)  # as if its sender had been killed before it could remove it
+    assert send_notices(tmp_path, clock, {}) == 0
+    assert hook.got == [] and not file.exists() and box.list_notices() == [notice]
+
+
+def test_a_notice_that_is_moved_while_all_are_listed_is_listed(tmp_path, clock, monkeypatch):
+    post_notices(tmp_path, make_firing(tmp_path, MAIL), ("failed",), clock)
+    box, read_all = Outbox(tmp_path, clock), outbox._read_all
+    (notice,) = box.list_waiting()
+
+    def read_slowly(folder):
+        found = read_all(folder)
+        notice.state = "sent"
+        box.note(notice)
+        return found
+
+    monkeypatch.setattr(outbox, "_read_all", read_slowly)
+    assert box.list_notices() == [notice]
+
+
 def test_where_nothing_can_be_written_nothing_is_sent_and_the_log_says_why(hook, tmp_path, monkeypatch):
     post_notices(tmp_path, make_firing(tmp_path, Notify(webhook=hook.address)), ("failed",))
 
@@ -450,12 +478,12 @@ def test_the_daemon_tells_of_a_failed_job_and_of_its_recovery(hook, place):
         f"[job.nightly]\nnotebook = 'job.ipynb'\nnotify = {{ webhook = '{hook.address}' }}\n"
     )
     write_notebook(place / "job.ipynb", "assert __import__('pathlib').Path('well').exists(), 'not yet'")
-    daemon = start_scalekit("serve")
+    daemon, box = start_scalekit("serve"), Outbox(place / "runs")
     try:
         for n_told, prepare in ((1, lambda: None), (2, (place / "well").touch)):
             prepare()
             assert subprocess.run([SCALEKIT, "trigger", "nightly"], capture_output=True).returncode == 0
-            wait_until(lambda n_told=n_told: len(hook.got) >= n_told)
+            wait_until(lambda n=n_told: [one.state for one in box.list_notices()] == n * ["sent"])
     finally:
         daemon.terminate()
         daemon.communicate(timeout=120)

@@ -76,7 +76,8 @@ class Outbox:
         job_id: str | None = None,  # Only of this job
     ) -> list[Notice]:  # The oldest first
         "What waits, and what was done with in the last month"
-        found = {one.key: one for folder in (self.done, self.folder) for one in _read_all(folder)[0]}
+        # in this order, so that one that is moved meanwhile is found, as what it has become
+        found = {one.key: one for folder in (self.folder, self.done) for one in _read_all(folder)[0]}
         return _sort([one for one in found.values() if job_id in (None, one.facts["job_id"])])
 
     def list_unreadable(self) -> list[str]:  # Sentences
@@ -110,7 +111,14 @@ class Outbox:
             except BlockingIOError:
                 yield False
                 return
+            self._finish_notes()
             yield True
+
+    def _finish_notes(self) -> None:
+        "Whoever was killed between the two steps of `note` has left a notice that is done with"
+        for path in self.folder.glob("*.json"):
+            if (self.done / path.name).exists():
+                path.unlink(missing_ok=True)
 
 # %% ../../nbs/35o_jobs.outbox.ipynb #034a697b
 _REMEMBERED = timedelta(days=30)
