@@ -16,7 +16,10 @@ from scalekit.cluster import open_cluster
 
 if __name__ == "__main__":
     head = ("import os, time\\nimport scalekit as sk\\nseed: int = 0", "parameters")
-    told = "time.sleep(0.7)\\nsk.record(gpus=os.environ['CUDA_VISIBLE_DEVICES'])"
+    told = "open(f'here{{seed}}', 'w').close()\\n"
+    told += "while seed < 2 and not (os.path.exists('here0') and os.path.exists('here1')):\\n"
+    told += "    time.sleep(0.02)\\n"
+    told += "time.sleep(0.7)\\nsk.record(gpus=os.environ['CUDA_VISIBLE_DEVICES'])"
     write_notebook(Path("gpu.ipynb"), head, told)
     try:
         found = sk.sweep(
