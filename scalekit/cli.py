@@ -7,12 +7,15 @@ __all__ = ['main']
 
 # %% ../nbs/90_cli.ipynb #a0356640
 import argparse
+import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from . import __version__
-from .core import ScaleKitError
+from .core import ScaleKitError, suggest
 from .verbs.advice import add_advise, add_measure, do_advise, do_measure
 from .verbs.agent import add_agent, do_agent
 from .verbs.imports import add_places, do_import_papermill, do_import_wandb
@@ -45,7 +48,7 @@ from .verbs.sizes import add_rightsize, do_rightsize
 from .verbs.sweep import add_search, do_sweep
 from .verbs.tidy import add_gc, do_gc
 from .verbs.track import add_sync, do_sync
-from .verbs.words import count, print_json
+from .verbs.words import positive, print_json
 
 # %% ../nbs/90_cli.ipynb #15bf4822
 def _doctor(args: argparse.Namespace) -> int:
@@ -120,12 +123,13 @@ _VERBS: dict[str, tuple[str, Callable[[argparse.Namespace], int]]] = {
 }
 
 
-def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="scalekit", description="Run notebooks warm, as sweeps and on clusters"
-    )
+def _build_parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    "The command, and its verbs by name"
+    parser = _Parser(prog="scalekit", description="Run notebooks warm, as sweeps and on clusters")
     parser.add_argument("--version", action="version", version=f"scalekit {__version__}")
-    commands = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    commands = parser.add_subparsers(
+        dest="verb", required=True, metavar="VERB", parser_class=argparse.ArgumentParser
+    )
     verbs = {
         name: commands.add_parser(name, help=text, description=text) for name, (text, _) in _VERBS.items()
     }
@@ -150,11 +154,11 @@ def _build_parser() -> argparse.ArgumentParser:
         "--goal", metavar="TEXT", help='for example "maximize accuracy": best trial first'
     )
     add_search(verbs["sweep"])
-    verbs["sweep"].add_argument("--workers", type=count, metavar="N", help="how many trials at a time")
+    verbs["sweep"].add_argument("--workers", type=positive, metavar="N", help="how many trials at a time")
     verbs["sweep"].add_argument(
         "--fresh", action="store_true", help="do every trial, also those that have succeeded before"
     )
-    verbs["runs"].add_argument("-n", "--limit", type=count, default=None, metavar="N", help="at most so many")
+    verbs["runs"].add_argument("-n", "--limit", type=positive, metavar="N", help="at most so many")
     for option in ("state", "sweep", "notebook"):
         verbs["runs"].add_argument(f"--{option}", help=f"only runs of this {option}")
     add_agent(verbs["agent"])
@@ -189,7 +193,28 @@ def _build_parser() -> argparse.ArgumentParser:
         verbs[name].add_argument(
             "--store", metavar="FOLDER", help="of the runs; default: runs, or as scalekit.toml says"
         )
-    return parser
+    return parser, verbs
+
+# %% ../nbs/90_cli.ipynb #6868641a
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if wrong := re.match(r"argument VERB: invalid choice: '([^']*)'", message):
+            hint = suggest(wrong[1], _VERBS).partition("There are: ")[0]
+            message = f"there is no verb {wrong[1]!r}. {hint}All of them: scalekit --help"
+        super().error(message)
+
+
+def _explain_unknown(word: str, verb: argparse.ArgumentParser) -> str:
+    "What a word that nobody has asked for may have been meant to be"
+    options = re.findall(r"(?<!\S)--[a-z-]+", verb.format_help())
+    name, has_value, _ = word.lstrip("-").partition("=")
+    near = difflib.get_close_matches(f"--{name}", options, n=1, cutoff=0.7)
+    if word.startswith("-") and near:
+        return f"there is no option {word}. Did you mean {near[0]}?"
+    if "--parameters" in options and name.isidentifier() and (has_value or word.startswith("-")):
+        value = word.lstrip("-") if has_value else f"{name}=VALUE"
+        return f"there is no {'option' if word.startswith('-') else 'word'} {word}. A parameter: -p {value}"
+    return f"{word!r} is one word too many"
 
 # %% ../nbs/90_cli.ipynb #c8946b61
 def _join_sort(words: Sequence[str]) -> list[str]:
@@ -207,7 +232,12 @@ def main(
     words: Sequence[str] | None = None,  # After the command; `None` reads them from the command line
 ) -> int:  # Exit code: 0, 1 after a failed notebook, 2 after a mistake
     "The `scalekit` command"
-    args = _build_parser().parse_args(_join_sort(spread_words(sys.argv[1:] if words is None else words)))
+    parser, verbs = _build_parser()
+    args, unknown = parser.parse_known_args(
+        _join_sort(spread_words(sys.argv[1:] if words is None else words))
+    )
+    if unknown:
+        verbs[args.verb].error(_explain_unknown(unknown[0], verbs[args.verb]))
     try:
         return _VERBS[args.verb][1](args)
     except ScaleKitError as error:

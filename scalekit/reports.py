@@ -61,6 +61,8 @@ def report(
 ) -> Path:  # Of the page, absolute
     "Write a page that needs no server; raises `UnknownRun`, `BadQuery`, `BadGoal` or `StoreError`"
     goals = parse_goals(goal) if goal else ()
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise ScaleKitError(f"report: there is no folder {Path(path).absolute().parent}. Make it first")
     if isinstance(what, Run):
         return _report_run(what.bundle, path, goals, notebook)
     bundles = open_store(what.page.parents[2] if isinstance(what, Sweep) else store)

@@ -49,13 +49,18 @@ class NotebookExists(ScaleKitError):
 
 def copy_template(
     name: str,  # For example `"train"`
-    target: str | os.PathLike,  # Where the notebook shall be; its folder exists, `.ipynb` may be left out
+    target: str | os.PathLike,  # The new file, `.ipynb` may be left out; or a folder that there is
 ) -> Path:  # The new notebook
-    "Start a notebook from a template; raises `UnknownTemplate` or `NotebookExists`"
+    "Start a notebook from a template; raises `UnknownTemplate`, `NotebookExists` or `ScaleKitError`"
     paths = {template.name: template.path for template in list_templates()}
     if name not in paths:
         raise UnknownTemplate(f"no template {name!r}. {suggest(name, paths)}")
+    if Path(target).is_dir():
+        target = Path(target) / name
     new = Path(f"{os.fspath(target).removesuffix('.ipynb')}.ipynb")
+    folder = Path(target) if os.fspath(target).endswith(os.sep) else new.parent
+    if not folder.is_dir():
+        raise ScaleKitError(f"there is no folder {folder}. Make it first, or name another one")
     if new.exists():
         raise NotebookExists(f"{new} exists already and stays as it is. Choose another name or move it away")
     return write_atomic(new, paths[name].read_bytes())

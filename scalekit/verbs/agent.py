@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from .sweep import print_sweep
-from .words import count, seconds
+from .words import count, positive, seconds
 
 # %% ../../nbs/88h_verbs.agent.ipynb #0c3eba04
 def do_agent(args: argparse.Namespace) -> int:
@@ -40,7 +40,7 @@ def add_agent(
     verb.add_argument("sweep", metavar="ENTITY/PROJECT/SWEEP", help="the sweep, or the address of its page")
     verb.add_argument("--notebook", metavar="FILE", help="default: what the sweep's program says")
     verb.add_argument("--profile", metavar="NAME", help="where to run; default: as scalekit.toml says")
-    verb.add_argument("--workers", type=count, metavar="N", help="how many trials at a time")
+    verb.add_argument("--workers", type=positive, metavar="N", help="how many trials at a time")
     verb.add_argument("--retries", type=count, default=0, metavar="N", help="start a failed trial again")
     verb.add_argument("--timeout", type=seconds, metavar="TIME", help="longest time for a trial, as 2h")
     verb.add_argument("--cell-timeout", type=seconds, metavar="TIME", help="longest time for one cell")

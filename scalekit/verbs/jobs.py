@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..core import ScaleKitError
 from .joblist import human_time, print_daemon
-from .words import count, print_json
+from .words import positive, print_json
 
 if TYPE_CHECKING:
     from scalekit.jobs.firing import Job
@@ -139,8 +139,8 @@ def add_jobs(
 ) -> None:
     "What these verbs take"
     jobs.add_argument("job", metavar="JOB", nargs="?", help="show this one with its firings")
-    jobs.add_argument("--next", type=count, metavar="N", help="the next N due times of all jobs")
-    jobs.add_argument("-n", "--limit", type=count, default=20, metavar="N", help="at most so many firings")
+    jobs.add_argument("--next", type=positive, metavar="N", help="the next N due times of all jobs")
+    jobs.add_argument("-n", "--limit", type=positive, default=20, metavar="N", help="at most so many firings")
     for verb in (backfill, trigger):
         verb.add_argument("job", metavar="JOB", help="its name")
     for verb in others:

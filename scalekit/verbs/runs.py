@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..core import ScaleKitError, human_bytes, human_seconds
+from ..core import ScaleKitError, human_bytes, human_seconds, suggest
 from .words import count, near, print_json, print_run, print_table, seconds, show
 
 # %% ../../nbs/88b_verbs.runs.ipynb #163199d7
@@ -87,7 +87,10 @@ def do_runs(args: argparse.Namespace) -> int:
     from scalekit.columns import read_columns, spell, take_columns
     from scalekit.query import find_runs
     from scalekit.runner import open_store
+    from scalekit.summary import NEXT_STATES
 
+    if args.state not in (None, *NEXT_STATES):
+        raise ScaleKitError(f"--state: no run is ever {args.state!r}. {suggest(args.state, NEXT_STATES)}")
     store = open_store(args.store)
     filters = {"state": args.state, "sweep": args.sweep, "notebook": args.notebook}
     rows = find_runs(store, args.where, args.sort, args.limit, **filters)

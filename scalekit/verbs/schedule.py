@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import ScaleKitError, human_seconds
 from .joblist import human_time, print_daemon
-from .words import count, near, print_json
+from .words import count, near, positive, print_json
 
 if TYPE_CHECKING:
     from scalekit.jobs.rehearsal import Rehearsal
@@ -138,7 +138,7 @@ def _speak_of_options() -> Iterator[None]:
     try:
         yield
     except ScaleKitError as error:
-        known = "|".join(key for key in _PLAIN)
+        known = "|".join((*_PLAIN, "at"))
         text = re.sub(rf"(For example|Say): ({known}) = ", _name_option, str(error))
         raise ScaleKitError(text) from error
 
@@ -217,12 +217,12 @@ _OPTIONS = (
     ("--prune", "NAME", "stop bad trials of a search early: asha, hyperband, median"),
 )
 _NUMBERS = (
-    ("--workers", count, "N", "instead of the profile's number"),
+    ("--workers", positive, "N", "instead of the profile's number"),
     ("--retries", count, "N", "start a failed attempt again so often"),
     ("--max-cost", float, "X", "so much money for all attempts together, by the profile's price"),
     ("--keep-runs", count, "N", "gc leaves the newest so many runs"),
     ("--keep-days", float, "X", "gc leaves runs that are not older"),
-    ("--trials", count, "N", "how many trials a search makes"),
+    ("--trials", positive, "N", "how many trials a search makes"),
 )
 _REPEATED = (
     ("-p", "--parameters", "NAME=VALUE", "a parameter"),

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .words import count
+from .words import positive
 
 # %% ../../nbs/88n_verbs.serve.ipynb #2252dddf
 def do_serve(args: argparse.Namespace) -> int:
@@ -25,7 +25,9 @@ def do_serve(args: argparse.Namespace) -> int:
 
 def add_serve(verb: argparse.ArgumentParser) -> None:
     "What `serve` takes"
-    verb.add_argument("--max-running", type=count, metavar="N", help="attempts at a time; default: what fits")
+    verb.add_argument(
+        "--max-running", type=positive, metavar="N", help="attempts at a time; default: what fits"
+    )
     verb.add_argument("--no-wait", action="store_true", help="leave, if the store has a daemon already")
     verb.add_argument("--install", action="store_true", help="write a unit of systemd for it; starts nothing")
     verb.add_argument("--system", action="store_true", help="print a unit for the whole machine instead")

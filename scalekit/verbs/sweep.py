@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..core import ScaleKitError
-from .words import count, near, print_json, print_table
+from .words import count, near, positive, print_json, print_table
 
 # %% ../../nbs/88c_verbs.sweep.ipynb #acb53a28
 def do_sweep(args: argparse.Namespace) -> int:
@@ -156,7 +156,7 @@ def add_search(verb: argparse.ArgumentParser) -> None:
         "-s", "--search", action="append", default=[], metavar="NAME=SPACE",
         help='where to search, as "lr=log_uniform(1e-4, 1e-1)"; a bare NAME takes the notebook\'s own bounds',
     )  # fmt: skip
-    verb.add_argument("--trials", type=count, metavar="N", help="how many trials a search makes")
+    verb.add_argument("--trials", type=positive, metavar="N", help="how many trials a search makes")
     verb.add_argument("--more", type=count, default=0, metavar="N", help="with --resume: more trials")
     verb.add_argument("--retry-failed", action="store_true", help="with --resume: failed trials once more")
     verb.add_argument("--seed", type=count, metavar="N", help="of the sampler")

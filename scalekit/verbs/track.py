@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .words import count, print_json, print_table
+from .words import positive, print_json, print_table
 
 # %% ../../nbs/88d_verbs.track.ipynb #c0d82c1a
 def do_sync(args: argparse.Namespace) -> int:
@@ -62,4 +62,4 @@ def add_sync(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--to", metavar="NAME", help="wandb or mlflow only; also runs that did not ask for it")
     verb.add_argument("--all", action="store_true", help="also runs that did not ask for it")
     verb.add_argument("--dry-run", action="store_true", help="only list what would be sent")
-    verb.add_argument("--workers", type=count, metavar="N", help="how many runs at a time")
+    verb.add_argument("--workers", type=positive, metavar="N", help="how many runs at a time")
