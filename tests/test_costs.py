@@ -15,7 +15,7 @@ from scalekit.config import load_settings
 from scalekit.core import ScaleKitError
 from scalekit.costs.energy import measure_energy
 from scalekit.costs.interruptions import Interruptions, draw_times
-from scalekit.costs.plan import choose_plan, plan_run
+from scalekit.costs.plan import BadPlan, choose_plan, plan_run
 from scalekit.costs.prices import Price, UnknownPrice, find_price, list_prices, say_money
 from scalekit.costs.totals import compare_run, cost_predictions, plan_sweep
 from scalekit.profile import Profile
@@ -202,7 +202,7 @@ def test_cards_that_count_are_read_and_others_are_estimates(run_on_gpus):
         import time
         from scalekit.costs.energy import measure_energy
         with measure_energy() as meter:
-            time.sleep(0.4)
+            time.sleep(1.0)
         used = meter.energy
         report(joules=used.joules, source=used.source, seconds=meter.seconds, text=str(used))
     """
@@ -319,3 +319,12 @@ def test_the_same_plan_is_the_same_twice(fit):
     spot = Price("spot", 6.9, spot_per_hour=2.0)
     kwargs = {"samples": 4e6, "spot": True, "interruptions": Interruptions(0.2, 20, 300)}
     assert plan_run(fit, 4, spot, **kwargs) == plan_run(fit, 4, spot, **kwargs)
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf"), "200", True])
+def test_a_limit_that_can_not_be_meant_is_one_sentence(fit, limit):
+    plans = [plan_run(fit, 2, samples=1e6)]
+    with pytest.raises(BadPlan, match="budget must be an amount of money above 0, as 200, got"):
+        choose_plan(plans, budget=limit)
+    with pytest.raises(BadPlan, match='deadline must be a time above 0, as "8h", got'):
+        choose_plan(plans, deadline=limit)

@@ -99,3 +99,9 @@ def test_a_mistake_is_told_before_anything_starts(notebook):
     with pytest.raises(MeasureError, match="needs a parameter that is called one of n_ranks, world_size"):
         sk.measure("plain.ipynb", n_ranks=[1, 2])
     assert not (notebook.parent / "runs" / "studies").exists()
+
+
+def test_who_stops_a_probe_stops_all_of_them(notebook, monkeypatch, capsys):
+    monkeypatch.setattr("scalekit.measuring.running.execute_run", lambda order: {"state": "cancelled"})
+    assert main(["measure", "train.ipynb", "--batch", "32,64"]) == 130
+    assert capsys.readouterr().err.count("probe ") == 1 and not (notebook.parent / "runs/studies").exists()

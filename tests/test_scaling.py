@@ -295,3 +295,21 @@ def test_any_numbers_can_be_drawn(points):
         except NotWholeNodes:
             continue
         assert "<img" in fit._repr_html_() and repr(fit)
+
+
+def test_where_repeats_say_anything_even_a_measured_number_can_not_be_told():
+    fit = sk.fit_scaling({1: [100, 420, 60], 2: [40, 300, 150], 4: [500, 90, 220]})
+    for n in (1, 2, 4, 8):
+        assert not fit.predict(n).can_tell and "too noisy" in fit.predict(n).reason
+    steady = sk.fit_scaling({1: [100, 104, 97], 2: [190, 185, 196], 4: [355, 360, 348]})
+    assert all(steady.predict(n).can_tell for n in (1, 2, 4))
+
+
+def test_numbers_without_end_are_one_sentence():
+    fit = sk.fit_scaling({1: 100, 2: 190, 4: 355})
+    with pytest.raises(BadMeasurement, match="whole number up to 1,000,000,000, got 1000"):
+        fit.predict(10**400)
+    with pytest.raises(BadMeasurement, match="throughput of 2 ranks must be a number above 0, got 1000"):
+        sk.fit_scaling({1: 100, 2: 10**400})
+    with pytest.raises(BadMeasurement, match="up to 1,000,000,000"):
+        sk.fit_scaling({1: 100, 10**400: 190})

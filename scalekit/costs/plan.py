@@ -9,6 +9,7 @@ __all__ = ['SURE', 'say_time', 'say_cost', 'BadPlan', 'Plan', 'plan_run', 'Choic
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -126,6 +127,10 @@ class Plan:
         return f"{head}: {say_time(self.seconds)}, {cost}{varies}{idle}"
 
 # %% ../../nbs/62d_costs.plan.ipynb #1c9291e6
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
 def _draw_work(
     samples: float | None, target: BatchFit | None, global_batch: int | None
 ) -> float | np.ndarray:  # Samples
@@ -134,7 +139,7 @@ def _draw_work(
             "a plan needs samples=1e6, or target=fit_batches(...) with global_batch=512, and not both"
         )
     if samples is not None:
-        if isinstance(samples, bool) or not 0 < samples < math.inf:
+        if not _is_number(samples) or not 0 < samples < 1e300:
             raise BadPlan(
                 f"samples must be a number above 0, got {samples!r}. For example: samples=1_000_000"
             )
@@ -207,6 +212,8 @@ def choose_plan(
     budget: float | None = None,  # In the price's money
 ) -> Choice:
     "The cheapest plan that keeps deadline and budget, in a sentence"
+    _check_limit("deadline", deadline, 'a time above 0, as "8h"')
+    _check_limit("budget", budget, "an amount of money above 0, as 200")
     told = [plan for plan in plans if plan.can_tell]
     if not told:
         why = plans[0].reason if plans else "No plan was given"
@@ -224,6 +231,11 @@ def choose_plan(
     return Choice(tuple(plans), best, bool(sure) and counted == budget, " ".join(words))
 
 # %% ../../nbs/62d_costs.plan.ipynb #8afc4e67
+def _check_limit(name: str, value: Any, promise: str) -> None:
+    if value is not None and not (_is_number(value) and 0 < value < math.inf):
+        raise BadPlan(f"{name} must be {promise}, got {value!r}")
+
+
 def _cost_of(plan: Plan) -> float:
     "Money; where none is known GPU time, which stands for it"
     if plan.money:

@@ -58,7 +58,7 @@ class Price:
         if spot and self.spot_per_hour is None:
             raise UnknownPrice(
                 f"no spot price known for {self.name!r}, "
-                f"set it with spot_per_hour under [prices.{_quote(self.name)}]"
+                f"set it with spot_per_hour under [prices.{_quote(self.name)}] in scalekit.toml"
             )
         return self.count_machines(n) * (self.spot_per_hour if spot and self.spot_per_hour else self.per_hour)
 

@@ -87,6 +87,8 @@ def make_footprint(
     "The memory at every batch size; raises `CannotTrace` for what is no smooth function of it"
     traces = sorted(traces, key=lambda trace: trace.batch_size)
     sizes = tuple(trace.batch_size for trace in traces)
+    if not all(trace.levels for trace in traces):
+        raise CannotTrace("the step does nothing with tensors. Make model and batch inside of build()")
     follows = len({trace.names for trace in traces}) == 1
     if follows:
         coefficients = _solve(sizes, np.array([trace.levels for trace in traces], dtype=float))

@@ -112,11 +112,14 @@ def estimate_memory(
     n_ranks: int = 1,  # Under DDP
 ) -> MemoryEstimate:
     "The memory of a training before any run; raises `CannotTrace` or `BadEstimate`"
-    sizes = sorted(set(batch_sizes))
-    if len(sizes) != 3 or sizes[0] < 1:
+    sizes = list(batch_sizes)
+    whole = all(isinstance(size, int) and size > 0 for size in sizes)
+    if not whole or len(set(sizes)) != 3:
         raise BadEstimate(
             f"batch_sizes are three different ones, such as (8, 16, 24), got {list(batch_sizes)}"
         )
+    if not isinstance(n_ranks, int) or n_ranks < 1:
+        raise BadEstimate(f"n_ranks is a whole number from 1 on, got {n_ranks!r}")
     if device not in BAND:
         raise BadEstimate(f'device is "cpu" or "cuda", got {device!r}')
     footprint = make_footprint([trace_step(build, size) for size in sizes])

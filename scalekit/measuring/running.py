@@ -58,9 +58,11 @@ def run_probe(
         order = replace(make_order(plan, bundle, settings, threads=n_cores()), journal=False)
         if profile:
             order = replace(order, environment={**order.environment, "SCALEKIT_PROFILE": profile})
-        with _ask_to_leave(bundle, limit, patience):
+        with _ask_to_leave(bundle, limit, patience) as asked:
             row = execute_run(order)
         store.index(bundle)
+    if row["state"] == "cancelled" and not asked:  # Ctrl-C means all probes, not only this one
+        raise KeyboardInterrupt(f"run {bundle.run_id} was told to stop")
     probe = read_probe(bundle.events(), bundle.run_id)
     if probe is not None and probe.windows:
         return probe
@@ -70,13 +72,13 @@ def run_probe(
 
 # %% ../../nbs/60f_measuring.running.ipynb #588a5aba
 @contextmanager
-def _ask_to_leave(bundle: Bundle, limit: float, patience: float) -> Iterator[None]:
-    "Watch a run from a thread"
-    over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(bundle, limit, patience, over.wait), daemon=True)
+def _ask_to_leave(bundle: Bundle, limit: float, patience: float) -> Iterator[list[str]]:
+    "Watch a run from a thread; gives the states that it was asked for, if it was"
+    over, asked = threading.Event(), list[str]()
+    watcher = threading.Thread(target=_watch, args=(bundle, limit, patience, over.wait, asked), daemon=True)
     watcher.start()
     try:
-        yield
+        yield asked
     finally:
         over.set()
         watcher.join()
@@ -85,15 +87,18 @@ def _ask_to_leave(bundle: Bundle, limit: float, patience: float) -> Iterator[Non
 _LOOK = 0.2  # Between two looks [s]
 
 
-def _watch(bundle: Bundle, limit: float, patience: float, wait: Callable[[float], bool]) -> None:
+def _watch(
+    bundle: Bundle, limit: float, patience: float, wait: Callable[[float], bool], asked: list[str]
+) -> None:
     began, trains = monotonic(), None
     while not wait(_LOOK):
         probe = read_probe(bundle.events())
         if probe is not None and trains is None:
             trains = monotonic()
         if trains is None and monotonic() - began > patience:
-            request_stop(bundle)
-            return
-        if trains is not None and has_enough(probe, monotonic() - trains, limit):
-            request_stop(bundle, "preempted")
+            asked.append("cancelled")
+        elif trains is not None and has_enough(probe, monotonic() - trains, limit):
+            asked.append("preempted")
+        if asked:
+            request_stop(bundle, asked[0])
             return

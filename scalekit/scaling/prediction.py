@@ -16,10 +16,10 @@ import numpy as np
 from ..rows import show_value
 from .laws import AVERAGE, Law, choose_laws
 from scalekit.scaling.points import (
-    BadMeasurement,
     Point,
     Regimes,
     Throughput,
+    check_count,
     check_node,
     count_nodes,
     read_points,
@@ -64,9 +64,10 @@ def _find_doubt(curve: Posterior, n: int, draws: np.ndarray, size: int) -> str |
     "Why `n` can't be predicted from one regime's points, of which each stands for `size` ranks"
     low, high = np.quantile(draws, [QUANTILES[0], QUANTILES[-1]])
     first, largest, spread = curve.points[0], curve.largest * size, curve.points[0].spread
-    if n in {point.n for point in curve.points}:
+    measured = n in {point.n for point in curve.points}
+    if measured and not (spread > _TOO_NOISY and high / low > _TOO_WIDE):
         return None
-    if len(curve.points) < 2:
+    if len(curve.points) < 2 and not measured:
         other = 2 * largest if n > first.n else max(1, largest // 2)
         return f"Only {largest} ranks were measured on this side. Measure {other} too"
     if spread > _TOO_NOISY:
@@ -185,14 +186,11 @@ class Scaling:
 
     def _find_regime(self, n: Any) -> tuple[Posterior | None, int, int]:
         "Curve, number to ask it for, and what one of them is in ranks"
-        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
-            raise BadMeasurement(
-                f"a number of ranks must be a whole number from 1 on, got {n!r}. For example: predict(8)"
-            )
+        n = check_count(n, after=". For example: predict(8)")
         size = self.devices_per_node
         if size is None or n <= size:
-            return self.inside, int(n), 1
-        nodes = count_nodes(int(n), size)
+            return self.inside, n, 1
+        nodes = count_nodes(n, size)
         return (self.beyond.curve if self.beyond else None), nodes, size
 
     def _say_unseen(self) -> str:

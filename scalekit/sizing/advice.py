@@ -85,7 +85,8 @@ def _look_at_machine(uses: Sequence[Use]) -> Iterator[Finding]:
     cores, used = min(use.cores for use in alone), max(use.cores_used for use in alone)
     enough = max(1, math.ceil(used * _RESERVE))
     if 2 * enough <= cores:
-        text = f"at most {used:.1f} of {cores} cores were in use on average. {enough} are enough."
+        words = "1 is" if enough == 1 else f"{enough} are"
+        text = f"at most {used:.1f} of {cores} cores were in use on average. {words} enough."
         yield _find("cores", alone, text, None if alone[0].gpus else 1 - enough / cores)
     memory, most = min(use.memory for use in alone), max(use.memory_most for use in alone)
     if most * _RESERVE < memory / 4:
