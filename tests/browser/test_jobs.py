@@ -80,6 +80,7 @@ def test_a_job_outlives_its_server_and_the_browser_finds_it_again(chromium):
             hold.release()
             reload_until(page, row, "Completed")
             open_output(page, row)
+            lab_page.wait_for_kernel()  # a Jupyter server that is told to end while it starts one never does
 
 
 def test_a_schedule_from_the_form_fires(lab, lab_page, picture):
