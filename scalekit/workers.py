@@ -84,10 +84,13 @@ def worker_options(
         "local_directory": str(private_folder()),
         "silence_logs": logging.CRITICAL,  # what goes wrong reaches the caller as an exception
         "preload": [__name__],
-        "death_timeout": "60s",
+        "death_timeout": _START,
     }
 
 # %% ../nbs/11b_workers.ipynb #a36bd825
+_START = "150s"  # A worker imports for seconds; on a crowded machine that is a minute and more
+
+
 def _bracket(host):
     "`host` as it stands in an address: version 6 of IP has colons of its own"
     return f"[{host.strip('[]')}]" if ":" in host else host
@@ -173,7 +176,7 @@ def _hint():
     script = getattr(sys.modules["__main__"], "__file__", None)
     if script and "__main__" not in Path(script).read_text(errors="replace"):
         return f'{script} must open its cluster under: if __name__ == "__main__":'
-    return "Is there memory left for them?"
+    return f"Is there memory left for them, and did the machine get to them within {_START}?"
 
 # %% ../nbs/11b_workers.ipynb #6176d7db
 def find_reason(
