@@ -14,6 +14,7 @@ from pathlib import Path
 import dask
 import psutil
 import pytest
+from distributed import Event
 
 import scalekit.cluster
 import scalekit.workers
@@ -25,8 +26,6 @@ from scalekit.rules import ConfigError
 from scalekit.security import write_certificates
 from scalekit.workers import ClusterError, private_folder
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture(scope="module")
 def cluster():
@@ -34,7 +33,7 @@ def cluster():
         yield cluster
 
 
-def wait_until(holds, seconds=20):
+def wait_until(holds, seconds=120):
     "Whether `holds()` becomes true in time"
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -110,7 +109,8 @@ def test_memory_is_shared_out_or_as_the_profile_says(cluster):
 
 
 def test_usage_tells_how_busy_each_worker_is(cluster):
-    busy = cluster.client.submit(time.sleep, 3, pure=False, workers=[cluster.slots[0].worker])
+    end = Event("end", client=cluster.client)
+    busy = cluster.client.submit(lambda: Event("end").wait(), workers=[cluster.slots[0].worker])
     assert wait_until(lambda: cluster.usage()[0].n_tasks == 1)
     first, second = cluster.usage()
     assert (first.worker, second.n_tasks, second.gpus, second.gpu_memory) == (
@@ -120,6 +120,7 @@ def test_usage_tells_how_busy_each_worker_is(cluster):
         None,
     )
     assert first.memory > 2**24
+    end.set()
     busy.result()
 
 
@@ -158,7 +159,7 @@ def test_an_unknown_profile_is_refused_before_any_starts():
 def test_scaling_down_spares_the_busy_worker():
     with open_cluster("cpu", n_workers=2) as cluster:
         last = cluster.slots[1].worker
-        busy = cluster.client.submit(time.sleep, 5, workers=[last])
+        busy = cluster.client.submit(time.sleep, 300, workers=[last])
         assert wait_until(lambda: any(row.n_tasks for row in cluster.usage()))
         cluster.scale(1)
         assert [slot.worker for slot in cluster.slots] == [last]
@@ -211,9 +212,9 @@ def test_an_attached_cluster_takes_no_number_of_workers(cluster):
 
 
 def test_a_scheduler_that_dies_is_one_sentence_and_closing_still_works(start, monkeypatch):
-    monkeypatch.setattr(scalekit.cluster, "PATIENCE", 1)
-    main, _ = start("print(cluster.address, flush=True); time.sleep(60)")
+    main, _ = start("print(cluster.address, flush=True); time.sleep(600)")
     attached = open_cluster(main.stdout.readline().strip())
+    monkeypatch.setattr(scalekit.cluster, "PATIENCE", 1)
     main.kill()
     main.wait()
     with pytest.raises(ClusterError, match=f"{attached.address}: the scheduler must answer and is gone"):
@@ -226,7 +227,7 @@ def test_a_scheduler_that_dies_is_one_sentence_and_closing_still_works(start, mo
 
 
 def test_everything_listens_on_loopback(start):
-    main, _ = start("print(cluster.dashboard_link, flush=True); time.sleep(60)")
+    main, _ = start("print(cluster.dashboard_link, flush=True); time.sleep(600)")
     main.stdout.readline()
     family = [psutil.Process(main.pid), *psutil.Process(main.pid).children(recursive=True)]
     sockets = [socket for process in family for socket in process.net_connections("inet")]
@@ -353,7 +354,7 @@ def start(run_script):
 
 def gone(processes):
     "Whether all of `processes` end in time; a dead one may wait for its parent to notice"
-    return wait_until(lambda: not any(alive(process) for process in processes), seconds=15)
+    return wait_until(lambda: not any(alive(process) for process in processes))
 
 
 def alive(process):
@@ -365,7 +366,7 @@ def alive(process):
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_die_with_a_killed_main_process(start, sent):
-    main, workers = start("time.sleep(60)")
+    main, workers = start("time.sleep(600)")
     family = psutil.Process(main.pid).children(recursive=True)
     assert len(workers) == 2 and set(workers) <= set(family)
     main.send_signal(sent)
@@ -387,25 +388,25 @@ def test_ctrl_c_ends_all_in_order_and_without_a_page_of_errors(start):
     )
     main.stdout.readline()
     os.killpg(main.pid, signal.SIGINT)
-    out, errors = main.communicate(timeout=30)
+    out, errors = main.communicate(timeout=120)
     assert (main.returncode, out, errors) == (0, "alive: 2\n", "")
     assert gone(workers)
 
 
 def test_a_script_that_forgets_to_close_ends_in_order(start):
     main, workers = start("pass")
-    assert (main.wait(30), main.stderr.read()) == (0, "")
+    assert (main.wait(120), main.stderr.read()) == (0, "")
     assert gone(workers)
 
 
 def test_a_task_that_fails_says_nothing_on_the_terminal(start):
     main, _ = start("print(type(cluster.client.submit(lambda: 1 / 0).exception()).__name__); cluster.close()")
-    assert main.communicate(timeout=30) == ("ZeroDivisionError\n", "")
+    assert main.communicate(timeout=120) == ("ZeroDivisionError\n", "")
 
 
 def test_an_unguarded_script_is_told_so_and_ends(run_script):
     main = run_script('from scalekit.cluster import open_cluster\nopen_cluster("cpu", n_workers=2)')
-    _, errors = main.communicate(timeout=60)
+    _, errors = main.communicate(timeout=120)
     assert main.returncode == 1
     assert 'script.py must open its cluster under: if __name__ == "__main__":' in errors
     assert errors.count("Traceback") == 1
@@ -423,7 +424,7 @@ def test_what_a_killed_worker_left_is_cleared_by_the_next(start):
     main, workers = start(
         """
         print(*cluster.client.run(lambda dask_worker: dask_worker.local_directory).values(), flush=True)
-        time.sleep(60)
+        time.sleep(600)
         """
     )
     left = [Path(folder) for folder in main.stdout.readline().split()]
@@ -433,7 +434,6 @@ def test_what_a_killed_worker_left_is_cleared_by_the_next(start):
         assert not any(folder.exists() for folder in left)
 
 
-@pytest.mark.timeout(40)  # Dask alone would wait for 48 seconds
 def test_closing_gives_a_busy_worker_one_second_not_five(monkeypatch):
     granted, end_worker = [], scalekit.workers._end_worker
 
@@ -443,7 +443,7 @@ def test_closing_gives_a_busy_worker_one_second_not_five(monkeypatch):
 
     monkeypatch.setattr(scalekit.workers, "_end_worker", watch)
     with open_cluster("cpu", n_workers=1) as cluster:
-        cluster.client.submit(time.sleep, 60)
+        cluster.client.submit(time.sleep, 600)
         assert wait_until(lambda: cluster.usage()[0].n_tasks)
         (slot,) = cluster.slots
     assert granted[0] == 1.0

@@ -29,7 +29,7 @@ def call(lab: Lab, *words: str) -> subprocess.CompletedProcess:
         env=lab.environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
 
 
