@@ -6,11 +6,13 @@
 __all__ = ['Told', 'RANKS', 'BATCHES', 'measure', 'tell_probes', 'open_study', 'measure_function']
 
 # %% ../../nbs/64d_measuring.probing.ipynb #1370b52c
+import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
+from numbers import Integral
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -47,10 +49,15 @@ def measure(
     **more: Any,  # Parameters
 ) -> Study:
     "Probe a notebook; raises `MeasureError` or `ParameterError` before anything starts"
+    if not 0 < budget < math.inf:
+        raise MeasureError(f"budget is a time above 0 [s], got {budget!r}. For example: budget=180")
+    n_ranks = _list_counts("n_ranks", n_ranks)
+    batch = None if batch is None else _list_counts("batch", batch)
     if callable(notebook):
         return measure_function(
-            notebook, n_ranks, batch or (1,), budget=budget, store=store, **(parameters or {}), **more
-        )
+            notebook, n_ranks, batch or (1,), budget=budget, store=store, on_probe=on_probe,
+            **(parameters or {}), **more,
+        )  # fmt: skip
     settings, path = load_settings(), Path(notebook).absolute()
     settings.get_profile(profile or "auto")
     content, sha256 = read_source(path)
@@ -70,6 +77,18 @@ def measure(
     return Study(**{**vars(study), "path": save_study(study, bundles)})
 
 # %% ../../nbs/64d_measuring.probing.ipynb #9d378b64
+def _list_counts(name: str, values: Any) -> list[int]:
+    "Whole numbers from 1 on, however they came"
+    listed = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else []
+    if not listed or not all(_is_count(n) for n in listed):
+        raise MeasureError(f"{name} is a list of whole numbers from 1 on, as [1, 2, 4], got {values!r}")
+    return [int(n) for n in listed]
+
+
+def _is_count(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) > 0
+
+
 def _combine(
     signature: Signature, n_ranks: Sequence[int], batch: Sequence[int] | None
 ) -> list[dict[str, Any]]:
@@ -94,8 +113,11 @@ def _probe_all(
 ) -> list[Probe]:  # fmt: skip
     probes: list[Probe] = []
     begin, start = monotonic(), _START
+    failed: set[int] = set()  # What has failed once is not tried again
     for turn in range(_TURNS):
         for number, one in enumerate(wanted):
+            if number in failed:
+                continue
             left = budget - (monotonic() - begin)
             missing = len(wanted) - number if turn == 0 else 1
             limit = min(_LONGEST, max(_SHORTEST, left / missing - start))
@@ -105,7 +127,9 @@ def _probe_all(
             probe = run_probe(path, {**given, **one}, store, settings, profile, limit, study=study_id)
             if probe.error is None:
                 start = max(1.0, probe.before)
-            elif not probe.n_ranks:  # it has failed before it said what it is
+            else:
+                failed.add(number)
+            if not probe.n_ranks:  # it has failed before it said what it is
                 probe = replace(_leave_out(one, budget), error=probe.error, run_id=probe.run_id)
             probes.append(probe)
             tell(len(probes), len(wanted), probe)
@@ -119,7 +143,7 @@ def _leave_out(one: dict[str, Any], budget: float) -> Probe:
     "A combination for which no time was left"
     n_ranks = next((one[name] for name in RANKS if name in one), 1)
     batch_size = next((one[name] for name in BATCHES if name in one), 0)
-    why = f"not measured, as the {budget:g} s of all probes were over. Take budget={2 * budget:g}"
+    why = f"not measured, as the {budget:g} s for all probes were over; {2 * budget:g} s may do"
     return Probe(n_ranks, batch_size, (), None, 0.0, None, error=why)
 
 # %% ../../nbs/64d_measuring.probing.ipynb #57b9213b
@@ -157,33 +181,44 @@ def measure_function(
     *,
     budget: float = 180.0,  # Longest time for all calls [s]
     store: str | os.PathLike | None = None,  # Default from scalekit.toml, else `runs`
+    on_probe: Callable[[int, int, Probe | None], None] | None = None,  # Told how many are done, of how many
     **more: Any,  # Given to the function
 ) -> Study:
     "Measure what a function does; raises `MeasureError`"
     name, begin = getattr(function, "__name__", "function"), monotonic()
-    found: dict[tuple[int, int], list[Any]] = {}
-    for turn in range(1 + _TURNS):
-        for pair in product(n_ranks, batch):
-            if turn > 1 and monotonic() - begin > budget:
-                continue
-            told = function(n_ranks=pair[0], batch_size=pair[1], **more)
-            if turn:
-                found.setdefault(pair, []).append(told)
-    probes = tuple(_read_calls(name, pair, told) for pair, told in found.items())
+    tell, pairs = on_probe or tell_probes(budget), list(product(n_ranks, batch))
+    found: dict[tuple[int, int], Probe] = {}
+    for done, pair in enumerate(pairs):
+        tell(done, len(pairs), None)
+        found[pair] = _call(function, name, pair, more)
+        tell(done + 1, len(pairs), found[pair])
+    for pair in pairs * (_TURNS - 1):
+        if found[pair].error is None and monotonic() - begin < budget:
+            again = _call(function, name, pair, more, warm=True)
+            found[pair] = replace(again, windows=found[pair].windows + again.windows)
+    probes = tuple(found.values())
+    if not any(probe.windows for probe in probes):
+        raise MeasureError(f"{name}: no call has told a speed: {probes[0].error}")
     machine = {"cores": n_cores(), "gpus": [gpu.name for gpu in list_gpus()]}
     study = Study(new_run_id(), name, "", {}, None, machine, utc_now(), probes)
     return Study(**{**vars(study), "path": save_study(study, open_store(store))})
 
 # %% ../../nbs/64d_measuring.probing.ipynb #c7eed498
-def _read_calls(name: str, pair: tuple[int, int], told: list[Any]) -> Probe:
-    rates = [getattr(one, "samples_per_second", one) for one in told]
-    for rate in rates:
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not rate > 0:
-            raise MeasureError(
-                f"{name}(n_ranks={pair[0]}, batch_size={pair[1]}) returns samples/s, got {rate!r}"
-            )
-    last = told[-1]
+def _call(
+    function: Callable[..., Any], name: str, pair: tuple[int, int], more: Any, warm: bool = False
+) -> Probe:
+    "One repeat; what the function raises is its pair's own trouble"
+    try:
+        if not warm:
+            function(n_ranks=pair[0], batch_size=pair[1], **more)
+        told = function(n_ranks=pair[0], batch_size=pair[1], **more)
+    except Exception as error:
+        return Probe(*pair, (), None, 0.0, None, error=f"{type(error).__name__}: {error}")
+    rate = getattr(told, "samples_per_second", told)
+    rate = rate.item() if hasattr(rate, "item") else rate  # of numpy or torch
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
+        raise MeasureError(f"{name}(n_ranks={pair[0]}, batch_size={pair[1]}) returns samples/s, got {rate!r}")
     return Probe(
-        *pair, tuple(map(float, rates)), None, 0.0, None, data=getattr(last, "data", None),
-        communication=getattr(last, "communication", None), checkpoint=getattr(last, "checkpoint", None),
+        *pair, (float(rate),), None, 0.0, None, data=getattr(told, "data", None),
+        communication=getattr(told, "communication", None), checkpoint=getattr(told, "checkpoint", None),
     )  # fmt: skip

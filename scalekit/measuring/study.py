@@ -9,6 +9,7 @@ __all__ = ['NOISY', 'STUDIES', 'MeasureError', 'Study', 'say_kind', 'save_study'
 import html
 import importlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..costs.totals import compare_run
 from .windows import Probe, read_probe
 from ..runner import Run
 from ..scaling.fitted import ScalingFit, fit_scaling
+from ..scaling.points import check_count
 from ..store import Store
 
 # %% ../../nbs/64c_measuring.study.ipynb #1062c938
@@ -194,13 +196,29 @@ def load_study(
         folder = store.folder / STUDIES
         known = {file.stem: file for file in sorted(folder.glob("*.json"))}
         fitting = list(known)[-1:] if str(name) == "latest" else [stem for stem in known if str(name) in stem]
+        if not known:
+            raise MeasureError(f"{folder}: no study yet. Make one: scalekit measure NOTEBOOK")
         if len(fitting) != 1:
             what = f"{len(fitting)} are called so" if fitting else suggest(str(name), known)
             raise MeasureError(f"{folder}: no study {str(name)!r}. {what}, or scalekit measure NOTEBOOK")
         path = known[fitting[0]]
     try:
-        plain = json.loads(path.read_text())
-        probes = tuple(Probe(**{**one, "windows": tuple(one["windows"])}) for one in plain.pop("probes"))
-        return Study(**{**plain, "probes": probes, "path": path})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _read_study(json.loads(path.read_text()), path)
+    except FileNotFoundError:
+        raise MeasureError(f"there is no study {path}. Make one: scalekit measure NOTEBOOK") from None
+    except (OSError, ValueError, KeyError, TypeError, ScaleKitError) as error:
         raise MeasureError(f"{path}: this is no study: {error}") from error
+
+# %% ../../nbs/64c_measuring.study.ipynb #769a88ea
+def _read_study(plain: Any, path: Path) -> Study:
+    if not isinstance(plain, dict):
+        raise ValueError("it holds no JSON object")
+    probes = tuple(Probe(**{**one, "windows": tuple(one["windows"])}) for one in plain.pop("probes"))
+    for probe in probes:
+        if probe.windows:
+            check_count(probe.n_ranks)
+        if not all(0 < rate < math.inf for rate in probe.windows):
+            raise ValueError(f"a throughput must be a number above 0, got {probe.windows}")
+    study = Study(**{**plain, "probes": probes, "path": path})
+    study.machine["gpus"], study.machine["cores"]  # what advice asks for
+    return study

@@ -78,7 +78,7 @@ def check_count(
     after: str = "",  # Ends it
 ) -> int:
     "A number of ranks; raises `BadMeasurement`"
-    if isinstance(n, Integral) and not isinstance(n, bool) and 1 <= int(n) <= _MOST:
+    if not isinstance(n, bool) and isinstance(n, Integral) and 1 <= int(n) <= _MOST:
         return int(n)
     promise = f"up to {_MOST:,}" if isinstance(n, Integral) and int(n) > _MOST else "from 1 on"
     told = f"a number of ranks must be a whole number {promise}, got {repr(n)[:40]}"

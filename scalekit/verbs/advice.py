@@ -10,14 +10,14 @@ import argparse
 import sys
 from dataclasses import asdict
 
-from .words import count
+from .words import positive
 
 # %% ../../nbs/88p_verbs.advice.ipynb #f5ae7352
 def counts(
     text: str,  # As "1,2,4"
 ) -> list[int]:
     "Whole numbers from 1 on, behind commas"
-    return [count(part.strip()) for part in text.split(",")]
+    return [positive(part.strip()) for part in text.split(",")]
 
 # %% ../../nbs/88p_verbs.advice.ipynb #1de7094f
 def steps(
@@ -109,6 +109,6 @@ def add_advise(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=counts, metavar="N1,N2", help="numbers of ranks to think about")
     parser.add_argument("--samples", type=float, metavar="N", help="of the whole training; default: as asked")
     parser.add_argument("--steps", type=steps, metavar="B1:S1,B2:S2", help="to a target, by global batch")
-    parser.add_argument("--per-node", type=count, metavar="N", help="GPUs of a machine; default: the price's")
+    parser.add_argument("--per-node", type=positive, metavar="N", help="GPUs of a machine; as the price says")
     parser.add_argument("--run", metavar="RUN", help="compare with what this run took, and learn from it")
     parser.add_argument("--spot", action="store_true", help="at the price of machines that may be taken away")
