@@ -104,7 +104,7 @@ class _Request:
             return self.signalled[0]
         try:
             return (self.bundle.path / STOP).read_text() or "cancelled"
-        except FileNotFoundError:
+        except OSError:  # nobody has asked; or a disk hiccups, and the next look tells
             return None
 
 
@@ -120,7 +120,8 @@ def catch_signals(
         yield
         return
     states = {signal.SIGINT: "cancelled", signal.SIGTERM: "preempted"}
-    before = {number: handler for number in states if (handler := signal.getsignal(number)) != signal.SIG_IGN}
+    theirs = signal.SIG_IGN, None  # None: set by a library in C, and Python could not put it back
+    before = {number: handler for number in states if (handler := signal.getsignal(number)) not in theirs}
 
     def handle(number: int, frame: Any) -> None:
         signal.signal(number, before[signal.Signals(number)])

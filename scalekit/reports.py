@@ -15,7 +15,7 @@ from typing import Any
 from .book import write_sweep_report
 from .bundle import Bundle
 from .core import ScaleKitError
-from .events import promise
+from .events import StoreError, promise
 from .planfile import find_sweep, load_plan
 from .query import find_runs
 from .ranking import Goals
@@ -62,7 +62,7 @@ def report(
     "Write a page that needs no server; raises `UnknownRun`, `BadQuery`, `BadGoal` or `StoreError`"
     goals = parse_goals(goal) if goal else ()
     if path is not None and not Path(path).absolute().parent.is_dir():
-        raise ScaleKitError(f"report: there is no folder {Path(path).absolute().parent}. Make it first")
+        raise StoreError(f"report: there is no folder {Path(path).absolute().parent}. Make it first")
     if isinstance(what, Run):
         return _report_run(what.bundle, path, goals, notebook)
     bundles = open_store(what.page.parents[2] if isinstance(what, Sweep) else store)

@@ -6,7 +6,7 @@ from workloads import WORKLOADS
 
 from scalekit.footprint import tracing
 from scalekit.footprint.estimate import estimate_memory
-from scalekit.footprint.probe import calibrate, largest_batch
+from scalekit.footprint.probe import PROBED_BAND, calibrate, largest_batch
 from scalekit.ranks.world import World
 
 SMALL = 16  # Samples: a step that takes no time
@@ -88,6 +88,6 @@ def test_a_probe_is_made_too_where_the_weights_take_most_of_the_memory(monkeypat
     one = estimate.at(1)
     for memory, most in ((4 * one, 4 * one / 3), (2 * one, 4 * one / 3), (1.1 * one, one)):
         found = calibrate(estimate, None, int(memory))
-        assert (found.ratio, found.band) == (pytest.approx(1.2), 0.1)
+        assert (found.ratio, found.band) == (pytest.approx(1.2), PROBED_BAND)
         assert tried[-1] >= 1 and estimate.at(tried[-1]) <= most
     assert calibrate(estimate, None, int(one / 2)) == estimate and len(tried) == 3

@@ -82,7 +82,7 @@ def test_what_there_was_no_time_for_is_named(notebook, capsys):
         f"1 rank, batch {batch}: not measured, as the 1 s for all probes were over; 2 s may do"
         for batch in (128, 64)
     ]
-    assert "probe 1 of 3, at most 1.0 s left" in capsys.readouterr().err
+    assert "probe 1 of 3, at most 1.0 s left" in capsys.readouterr().out
 
 
 def test_a_kind_that_fails_at_once_is_named_by_what_was_asked(place):

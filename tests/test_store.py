@@ -455,7 +455,7 @@ def test_a_damaged_lease_is_judged_by_its_heartbeat(store):
 
 def test_the_heartbeat_beats_and_stops(store, monkeypatch):
     monkeypatch.setattr("scalekit.lease.HEARTBEAT", 0.01)
-    bundle = store.create_run({})
+    bundle, others = store.create_run({}), set(threading.enumerate())
     lease = bundle.lease()
     os.utime(bundle.path / "lease", (0, 0))
     wait_until(lambda: (bundle.path / "lease").stat().st_mtime > 0)
@@ -463,15 +463,21 @@ def test_the_heartbeat_beats_and_stops(store, monkeypatch):
     os.utime(bundle.path / "lease", (0, 0))
     time.sleep(0.05)
     assert (bundle.path / "lease").stat().st_mtime == 0
-    assert not [thread for thread in threading.enumerate() if thread.name == "scalekit-lease"]
+    assert not _beating(others)
+
+
+def _beating(others: set[threading.Thread]) -> list[threading.Thread]:
+    "Heartbeats that began since then"
+    return [one for one in set(threading.enumerate()) - others if one.name == "scalekit-lease"]
 
 
 def test_the_heartbeat_ends_quietly_when_the_run_is_deleted(store, monkeypatch):
     monkeypatch.setattr("scalekit.lease.HEARTBEAT", 0.01)
-    bundle = store.create_run({})
+    bundle, others = store.create_run({}), set(threading.enumerate())
     with bundle.lease():
+        assert _beating(others)
         bundle.path.rename(store.folder / "away")
-        wait_until(lambda: not [t for t in threading.enumerate() if t.name == "scalekit-lease"])
+        wait_until(lambda: not _beating(others))
 
 
 def test_a_lease_ends_with_its_run_and_not_before(store):

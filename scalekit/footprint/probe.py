@@ -93,7 +93,7 @@ def _main() -> None:
     print(_measure(*cloudpickle.load(sys.stdin.buffer)))
 
 # %% ../../nbs/60d_footprint.probe.ipynb #408d496a
-PROBED_BAND = 0.10  # Share by which a corrected estimate may be wrong
+PROBED_BAND = 0.15  # Share by which a corrected estimate may be wrong
 _PROBED = (1 / 3, 1 / 2, 2 / 3)  # Of the memory, for the real run: the first in which a sample fits
 
 

@@ -8,14 +8,13 @@ __all__ = ['Told', 'RANKS', 'BATCHES', 'measure', 'tell_probes', 'open_study', '
 # %% ../../nbs/64d_measuring.probing.ipynb #1370b52c
 import math
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from numbers import Integral
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, TextIO
 
 from ..config import Settings, load_settings
 from ..core import human_seconds, new_run_id, utc_now
@@ -149,18 +148,19 @@ def _leave_out(one: dict[str, Any], budget: float) -> Probe:
 # %% ../../nbs/64d_measuring.probing.ipynb #57b9213b
 def tell_probes(
     budget: float,  # For all of them [s]
+    to: TextIO | None = None,  # Default: stdout
 ) -> Told:
-    "What says on stderr how far the probes are"
+    "What says how far the probes are"
     begin = monotonic()
 
     def tell(done: int, total: int, probe: Probe | None) -> None:
         left = human_seconds(max(0.0, budget - (monotonic() - begin)))
         if probe is None:
             which = f"probe {done + 1} of {total}" if done < total else f"repeat {done - total + 1}"
-            print(f"{which}, at most {left} left", file=sys.stderr)
+            print(f"{which}, at most {left} left", file=to)
         else:
             rate = f"{probe.rate:,.0f} samples/s" if probe.rate else probe.error
-            print(f"  {say_kind(probe)}: {rate}", file=sys.stderr)
+            print(f"  {say_kind(probe)}: {rate}", file=to)
 
     return tell
 

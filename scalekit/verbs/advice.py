@@ -35,7 +35,7 @@ def steps(
 # %% ../../nbs/88p_verbs.advice.ipynb #4f58ee75
 def do_measure(args: argparse.Namespace) -> int:
     "Probe a notebook"
-    from scalekit.measuring.probing import measure
+    from scalekit.measuring.probing import measure, tell_probes
     from scalekit.notebook import read_source
     from scalekit.signature import read_signature
     from scalekit.verbs.words import near, print_json
@@ -44,7 +44,7 @@ def do_measure(args: argparse.Namespace) -> int:
     given = signature.parse(args.parameter)
     study = measure(
         args.notebook, args.ranks, args.batch, parameters=given, profile=args.profile,
-        budget=args.budget, store=args.store,
+        budget=args.budget, store=args.store, on_probe=tell_probes(args.budget, sys.stderr),
     )  # fmt: skip
     if args.json:
         print_json({**asdict(study), "path": str(study.path), "warnings": study.warnings})

@@ -61,7 +61,8 @@ def measure_limits() -> Figure:
         ended, peak = run_limited(build, batch_size, memory)
         killed += not ended
         shares.append(peak / memory)
-        print(f"  {name}, {human_bytes(memory)}: batch {batch_size}, {peak / memory:.0%} used", flush=True)
+        how = f"{peak / memory:.0%} used{'' if ended else ', killed'}"
+        print(f"  {name}, {human_bytes(memory)}: batch {batch_size}, {how}", file=sys.stderr)
     shares.sort()
     return Figure(
         f"{N_RUNS} trainings at the largest batch, each in a control group of that memory",
