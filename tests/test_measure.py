@@ -1,9 +1,11 @@
 """Probes of real trainings, and what a study makes of them."""
 
+import numpy as np
 import pytest
 from notebooks import write_notebook
 
 import scalekit as sk
+from scalekit.advice.advising import _fit
 from scalekit.cli import main
 from scalekit.measuring.study import MeasureError
 
@@ -105,3 +107,10 @@ def test_who_stops_a_probe_stops_all_of_them(notebook, monkeypatch, capsys):
     monkeypatch.setattr("scalekit.measuring.running.execute_run", lambda order: {"state": "cancelled"})
     assert main(["measure", "train.ipynb", "--batch", "32,64"]) == 130
     assert capsys.readouterr().err.count("probe ") == 1 and not (notebook.parent / "runs/studies").exists()
+
+
+def test_two_runs_differ_by_more_than_windows_of_one_run_do():
+    rates = {1: (1000.0, 1005.0, 995.0), 2: (1900.0, 1905.0, 1895.0)}
+    runs, windows = _fit(tuple(rates.items()), None), sk.fit_scaling(rates, mode="strong")
+    wide, narrow = (np.std(np.log(fit.draw_rates(2))) for fit in (runs, windows))
+    assert wide**2 == pytest.approx(narrow**2 + 0.03**2, rel=0.1)
